@@ -1,0 +1,59 @@
+"""What a model can do, asked of its methods and never of its class.
+
+A batch is ``(x, c)``: images ``x`` float32 ``(B, C, H, W)`` in [0, 1] and ``c``, class labels ``(B,)`` int64 or a
+source image. A model of p(x) ignores ``c``. Callbacks check one of these protocols in ``setup``.
+"""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class Samples(Protocol):
+    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
+        """Draw ``n`` images, float32 ``(n, C, H, W)`` in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class HasLogProb(Protocol):
+    def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Natural-log probability mass of each discrete image, or a lower bound on it, nats ``(B,)``."""
+        ...
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    def reconstruct(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Encode and decode images; ``(B, C, H, W)`` in [0, 1] to the same."""
+        ...
+
+
+@runtime_checkable
+class HasLatent(Protocol):
+    def encode(self, x: Tensor) -> Tensor:
+        """Map images to points of the latent space, ``(B, C, H, W)`` to ``(B, ...)``."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Map latent points ``(B, ...)`` to images ``(B, C, H, W)`` in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class Translates(Protocol):
+    def translate(self, c: Tensor) -> Tensor:
+        """Map source images ``(B, C', H, W)`` to target images ``(B, C, H, W)``, both in [0, 1]."""
+        ...
+
+
+def require(model: object, protocol: type, user: object) -> None:
+    """Raise a TypeError that names the method ``model`` lacks if it does not follow ``protocol``."""
+    if not isinstance(model, protocol):
+        methods = [name for name in vars(protocol) if not name.startswith("_")]
+        missing = [name for name in methods if not hasattr(model, name)]
+        raise TypeError(
+            f"{type(user).__name__} needs a model that follows `{protocol.__name__}`, but {type(model).__name__} "
+            f"has no `{'`, `'.join(missing)}`: remove the callback or choose another model"
+        )
