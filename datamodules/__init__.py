@@ -1,0 +1,8 @@
+"""Data sets: LightningDataModules that keep the images in memory. One small file each."""
+
+from datamodules.base import ImageData
+from datamodules.cifar10 import CIFAR10
+from datamodules.files import DataError
+from datamodules.mnist import KMNIST, MNIST, FashionMNIST
+
+__all__ = ["CIFAR10", "KMNIST", "MNIST", "DataError", "FashionMNIST", "ImageData"]

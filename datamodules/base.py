@@ -1,0 +1,240 @@
+"""What all data sets of images share: options, splits and loaders.
+
+A data set is one small file beside this one: a subclass that says where its files lie, how to read them
+and how to fetch them.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Generator, Tensor
+from torch.nn.functional import pad
+from torchvision.transforms.v2.functional import resize as resize_bilinear
+
+from datamodules.files import DataError, download, find
+from datamodules.loader import TensorLoader, bernoulli
+from lit_generative.images import from_uint8
+
+Split = Literal["train", "test"]
+
+# What is binarised once is drawn with these seeds, whatever the run's own: runs stay comparable.
+BINARY_SEEDS = {"train": 1, "val": 2, "test": 3}
+
+
+class ImageData(LightningDataModule):
+    """Images in memory, as batches ``(x, c)``.
+
+    x is float32 ``(B, C, H, W)`` in [0, 1], exactly k/255; c is int64 ``(B,)`` in 0..num_classes-1.
+    The loaders themselves yield uint8 levels: `on_after_batch_transfer`, which Lightning calls on the
+    device, makes the floats. Validation images are split from the training images by ``seed``.
+
+    Args:
+        data_dir: folder in torchvision's layout; default $LIT_GENERATIVE_DATA, else ``data``.
+        batch_size: images per batch and process.
+        val_size: images held out for validation; default one in `val_share` of the training images.
+        image_size: height and width to bring the images to; default as they are.
+        resize: how: "pad" with zeros around, or "resize" bilinearly with antialiasing.
+        binarize: "dynamic" draws each training pixel anew every epoch as Bernoulli(k/255), "static" once
+            (our own draw, not the file that Larochelle published). With either, validation and test
+            images are drawn once, by fixed seeds.
+        random_flip: mirror training images with probability 1/2.
+        download: fetch the data set if no file of it is found.
+        bundled: if all else fails, use the subset that this package brings (Fashion-MNIST only).
+        seed: of the split and of the order of training.
+
+    Raises:
+        DataError: the files are missing or damaged, or the options do not fit them.
+    """
+
+    name: str  # the class's
+    # The facts of a data set, given by its class:
+    shape: ClassVar[tuple[int, int, int]]  # (C, H, W) as stored
+    num_classes: ClassVar[int] = 10
+    val_share: ClassVar[int] = 6  # one training image in this many is for validation, by default
+    files: ClassVar[dict[Split, tuple[str, ...]]]  # names without .gz
+    bundle: ClassVar[Path | None] = None  # folder of the bundled subset
+    bundle_holds: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        batch_size: int = 128,
+        val_size: int | None = None,
+        image_size: int | None = None,
+        resize: Literal["pad", "resize"] = "pad",
+        binarize: Literal["none", "dynamic", "static"] = "none",
+        random_flip: bool = False,
+        download: bool = True,
+        bundled: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if data_dir is not None:
+            data_dir = os.fspath(data_dir)  # a Path among the hyper-parameters would spoil safe loading
+        self.save_hyperparameters()
+        self.name = type(self).__name__
+        stored = self.shape[-1]
+        size = stored if image_size is None else image_size
+        if resize not in ("pad", "resize") or binarize not in ("none", "dynamic", "static"):
+            raise DataError(f"{self.name}: no such choice: resize={resize!r}, binarize={binarize!r}")
+        if min(batch_size, size) < 1 or min(seed, val_size or 0) < 0:
+            raise DataError(f"{self.name}: batch_size, image_size start at 1, val_size and seed at 0")
+        if resize == "pad" and size < stored:
+            raise DataError(f"{self.name}: cannot pad {stored} pixels to {size}; use resize='resize'")
+        self.batch_size, self.val_size, self.seed = batch_size, val_size, seed
+        self.resize, self.binarize, self.random_flip = resize, binarize, random_flip
+        self.download, self.bundled = download, bundled
+        self.image_shape = (self.shape[0], size, size)
+        self.levels = 256 if binarize == "none" else 2
+        self._sets: dict[str, tuple[Tensor, Tensor]] = {}  # "train", "val", "test", as `read` gives them
+        self._told_of_bundle = False
+
+    @property
+    def data_dir(self) -> Path:
+        """Resolved when used: the environment of another machine is not carried in a checkpoint."""
+        given = self.hparams["data_dir"] or os.environ.get("LIT_GENERATIVE_DATA") or "data"
+        return Path(given).expanduser()
+
+    # ---- what a data set says of itself
+
+    def folders(self) -> list[Path]:
+        """Where the files may lie, best first; a download goes to the first, below `data_dir`."""
+        raise NotImplementedError
+
+    def fetch(self, root: Path) -> None:
+        """Download everything below ``root``, in torchvision's layout, and check its checksums."""
+        raise NotImplementedError
+
+    def read(self, paths: list[Path], split: Split) -> tuple[Tensor, Tensor]:
+        """Read and check ``files[split]``: images uint8 ``(N, C, H, W)``, labels int64 ``(N,)``."""
+        raise NotImplementedError
+
+    # ---- files
+
+    def prepare_data(self) -> None:
+        """Download the data set if no file of it is there (Lightning: in one process per node)."""
+        names, folders = self._names(), self.folders()
+        if not self.download or any(find(folder, names) for folder in folders):
+            return  # incomplete files are the user's: `setup` names what is missing
+        try:
+            download(self.fetch, self.data_dir, folders[0], names)
+        except DataError as error:
+            if not (self.bundled and self.bundle):
+                raise DataError(f"{self.name}: {error}. {self._remedy()}") from error
+
+    def _names(self) -> list[str]:
+        return [name for names in self.files.values() for name in names]
+
+    def _remedy(self) -> str:
+        lacking = f". There is no bundled subset of {self.name}" if self.bundled and not self.bundle else ""
+        return (
+            f"Put {', '.join(self._names())} (gzipped or not) into {self.folders()[0]}, or name another "
+            "folder in torchvision's layout as data_dir or in $LIT_GENERATIVE_DATA, or use download=True "
+            f"with a network{lacking}"
+        )
+
+    def _locate(self, split: Split) -> list[Path]:
+        for folder in self.folders():
+            if found := find(folder, self._names()):
+                for name in self.files[split]:
+                    if name not in found:
+                        raise DataError(
+                            f"{folder / name} is missing, though other files of {self.name} are there, "
+                            f"which a download leaves alone: add it, or move {folder} away"
+                        )
+                return [found[name] for name in self.files[split]]
+        if not (self.bundled and self.bundle):
+            raise DataError(f"{self.name} was not found. {self._remedy()}")
+        if not self._told_of_bundle:
+            rank_zero_info(
+                f"{self.name}: using only the bundled {self.bundle_holds}; for the whole data set "
+                f"put its files into {self.folders()[0]} or use download=True with a network"
+            )
+            self._told_of_bundle = True
+        found = find(self.bundle, self._names())
+        return [found[name] for name in self.files[split]]
+
+    # ---- splits
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load what the stage needs ("fit", "validate", "test", "predict"; None: everything), once."""
+        if stage in ("fit", "validate", None) and "train" not in self._sets:
+            images, labels = self._load("train")
+            count = len(images)
+            held_out = count // self.val_share if self.val_size is None else self.val_size
+            if held_out >= count:
+                raise DataError(f"{self.name}: val_size={held_out} leaves none of {count} images to train on")
+            order = torch.randperm(count, generator=Generator().manual_seed(self.seed))
+            train, val = order[held_out:], order[:held_out]
+            self._keep("val", images[val], labels[val], self.binarize != "none")
+            self._keep("train", images[train], labels[train], self.binarize == "static")
+        if stage in ("test", "predict", None) and "test" not in self._sets:
+            self._keep("test", *self._load("test"), self.binarize != "none")
+
+    def _load(self, split: Split) -> tuple[Tensor, Tensor]:
+        images, labels = self.read(self._locate(split), split)
+        size, stored = self.image_shape[-1], self.shape[-1]
+        if size == stored:
+            return images, labels
+        if self.resize == "resize":
+            chunks = [resize_bilinear(chunk, [size, size], antialias=True) for chunk in images.split(1000)]
+            return torch.cat(chunks), labels
+        before = (size - stored) // 2
+        after = size - stored - before
+        return pad(images, (before, after, before, after)), labels
+
+    def _keep(self, name: str, images: Tensor, labels: Tensor, binarize: bool) -> None:
+        if binarize:
+            images = bernoulli(images, Generator().manual_seed(BINARY_SEEDS[name]))
+        self._sets[name] = images, labels
+
+    # ---- loaders
+
+    def train_dataloader(self) -> TensorLoader:
+        count, least = len(self._sets["train"][0]), self.batch_size * self._ranks()[1]
+        if count < least:
+            raise DataError(f"{self.name}: {count} training images, fewer than batch_size * processes = {least}")
+        return self._loader("train")
+
+    def val_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return self._loader("val") if len(self._sets["val"][0]) else []
+
+    def test_dataloader(self) -> TensorLoader:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> TensorLoader:
+        return self._loader("test")
+
+    def _loader(self, name: str) -> TensorLoader:
+        training = name == "train"
+        overfitting = getattr(self.trainer, "overfit_batches", 0) > 0  # wants the same batches every epoch
+        rank, world_size = self._ranks()
+        return TensorLoader(
+            *self._sets[name],
+            self.batch_size,
+            shuffle=training and not overfitting,
+            drop_last=training,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            random_flip=training and self.random_flip,
+            binarize=training and self.binarize == "dynamic",
+        )
+
+    def _ranks(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def describe_test(self) -> str:
+        """The test images in one line, for the protocol that is printed with every number."""
+        count, source = len(self._sets["test"][0]), " (bundled subset)" if self._told_of_bundle else ""
+        pixels = "8-bit" if self.binarize == "none" else "binarised once by a fixed seed"
+        return f"{count:,} test images of {self.name}{source}, {pixels}"
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Levels to floats, after the transfer: a quarter of the bytes to move."""
+        x, c = batch
+        return from_uint8(x), c

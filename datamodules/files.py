@@ -1,0 +1,61 @@
+"""Finding, fetching and reading files; nothing of the user's is ever overwritten or deleted."""
+
+import gzip
+import os
+import socket
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+TIMEOUT = 10.0  # seconds without an answer from the host of a download
+
+
+class DataError(ValueError):
+    """A data set is missing, damaged or another one; the message names the file and the remedy."""
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file, unpacked if its name ends in .gz.
+
+    Raises:
+        DataError: the file cannot be read or is damaged gzip.
+    """
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is a damaged gzip file ({error}): delete it and get it again") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+
+
+def find(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Those of the files that are in the folder, gzipped or not, by name; unpacked ones win."""
+    paths = [(name, folder / f"{name}{end}") for name in names for end in (".gz", "")]
+    try:
+        return {name: path for name, path in paths if path.exists()}
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}): check its permissions") from error
+
+
+def download(fetch: Callable[[Path], None], root: Path, folder: Path, names: Iterable[str]) -> None:
+    """Let ``fetch`` fill a temporary folder in ``root``, and move ``folder`` out of it: all or nothing.
+
+    Raises:
+        DataError: the host, the checksums or the disk fail; the message has the reason, not the remedy.
+    """
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none: a silent host would hang us for ever
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=root, prefix=".download-") as temporary:
+            fetch(Path(temporary))
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(temporary) / folder.relative_to(root), folder)
+    except Exception as error:  # of many types: sockets, HTTP, checksums, archives, full or read-only disks
+        if not find(folder, names):  # else another run was faster
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DataError(f"the download to {folder} failed ({reason})") from error
+    finally:
+        socket.setdefaulttimeout(timeout)

@@ -1,0 +1,132 @@
+"""Batches of images that fit in memory, at the speed of memory.
+
+A ``DataLoader`` fetches image by image, through PIL and Python; for small images that takes longer than
+the training step. Here the whole set is one uint8 tensor and a batch is one ``index_select``.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+CHUNK = 512  # images drawn at a time by `bernoulli`: the random numbers stay in the processor's cache
+
+
+def bernoulli(images: Tensor, generator: Generator) -> Tensor:
+    """Draw each pixel of level k as 255 with probability exactly k/255, else 0; uint8 of any shape."""
+    binary = torch.empty_like(images)
+    for source, target in zip(images.split(CHUNK), binary.split(CHUNK), strict=True):
+        # u is uniform on the 255 values 0..254, k of which are below k: none for level 0, all for 255
+        u = torch.randint(0, 255, source.shape, dtype=torch.uint8, generator=generator)
+        target.copy_(u < source).mul_(255)
+    return binary
+
+
+class TensorLoader:
+    """Iterate over images and labels in memory, in an order that is a function of (seed, epoch) only.
+
+    Args:
+        images: uint8 ``(N, C, H, W)``.
+        labels: int64 ``(N,)``.
+        batch_size: images per batch and process.
+        shuffle: draw a new permutation every epoch.
+        drop_last: only whole batches (training). The ranks then share global batches of
+            ``batch_size * world_size`` images: together they see exactly what one process with that
+            batch size sees. Without it (evaluation) every image is seen exactly once over all ranks.
+        seed: non-negative.
+        rank: this process among the ``world_size`` that share the set.
+        random_flip: mirror each image with probability 1/2, drawn anew every epoch.
+        binarize: draw each pixel anew every epoch (dynamic binarisation), see `bernoulli`.
+
+    Yields ``(x, c)``: x uint8 ``(B, C, H, W)``, c int64 ``(B,)``.
+
+    Memory: ``random_flip`` keeps a mirrored copy beside the images (mirroring a batch costs more than
+    fetching it); ``binarize`` draws all of them anew as an epoch starts, into one more copy (two while
+    Lightning still holds the last epoch's iterator). Every rank draws the whole set, so that the draw of
+    an image depends neither on the rank nor on the batch size.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        drop_last: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        random_flip: bool = False,
+        binarize: bool = False,
+    ) -> None:
+        if len(images) != len(labels) or batch_size < 1 or not 0 <= rank < world_size:
+            sizes = f"{len(images)} images, {len(labels)} labels, batch_size {batch_size}"
+            raise ValueError(f"these do not fit: {sizes}, rank {rank} of {world_size}")
+        self.count = len(images)
+        self.images = torch.cat([images, images.flip(-1)]) if random_flip else images  # image i mirrored: i + count
+        self.labels = torch.cat([labels, labels]) if random_flip else labels
+        self.batch_size = batch_size
+        self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
+        self.rank, self.world_size = rank, world_size
+        self.random_flip, self.binarize = random_flip, binarize
+        self.epoch = 0
+        self.position = 0  # batches yielded in this epoch
+        self._start = 0  # where the next iteration begins: 0, unless a state was loaded
+
+    batch_sampler = None  # Lightning asks for it wherever there is a sampler
+
+    @property
+    def sampler(self) -> "TensorLoader":
+        """The loader itself: Lightning calls ``loader.sampler.set_epoch(epoch)`` before each epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; the one that a loaded state is in goes on from its position."""
+        if epoch != self.epoch:
+            self.epoch, self.position, self._start = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader is: the epoch and the batches yielded in it."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the batches that the saved loader had yielded; after the last, from the start."""
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._start = self.position if self.position < len(self) else 0
+
+    def __len__(self) -> int:
+        if self.drop_last:
+            return self.count // (self.batch_size * self.world_size)
+        return math.ceil(len(range(self.rank, self.count, self.world_size)) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # A generator, so that nothing happens before the first next(): Lightning calls iter() more than
+        # once, and before it chooses the epoch.
+        start, self._start = self._start, 0
+        generator = self._generator()
+        batches = self._order(generator).split(self.batch_size)
+        images = bernoulli(self.images, generator) if self.binarize else self.images
+        rows = images.flatten(1)  # index_select copies rows of a matrix fastest
+        shape = (-1, *images.shape[1:])
+        for position in range(start, len(self)):
+            self.position = position + 1  # before the yield: nobody asks for more after the last batch
+            index = batches[position]
+            yield rows.index_select(0, index).view(shape), self.labels.index_select(0, index)
+
+    def _generator(self) -> Generator:
+        # torch's generator keeps only 32 bits of its seed; SeedSequence mixes both numbers into them
+        mixed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)
+        return Generator().manual_seed(int(mixed[0]))
+
+    def _order(self, generator: Generator) -> Tensor:
+        """The rows of ``images`` that this rank fetches in this epoch, in order."""
+        order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
+        if self.random_flip:
+            order += self.count * torch.randint(0, 2, order.shape, generator=generator)
+        if not self.drop_last:
+            return order[self.rank :: self.world_size]
+        global_batches = order[: len(self) * self.batch_size * self.world_size]
+        return global_batches.view(len(self), self.world_size, self.batch_size)[:, self.rank].flatten()
