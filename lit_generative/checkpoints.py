@@ -1,0 +1,98 @@
+"""Reading checkpoints. Nothing here unpickles: a file that holds more than tensors and plain types is refused."""
+
+import inspect
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+
+import lit_generative.models  # noqa: F401  (so that find_class knows them)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and what to do."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a Lightning checkpoint on the CPU with ``weights_only=True``.
+
+    Raises:
+        CheckpointError: The file is missing, torn, no checkpoint of ours, or would have to execute code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        first_line = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} holds objects other than tensors and plain types and was not loaded, "
+            f"or it is damaged: {first_line}"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
+    if not isinstance(checkpoint, dict) or "class_path" not in checkpoint or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path} is not a checkpoint written by a model of lit-generative")
+    return checkpoint
+
+
+def known_classes(base: type, package: str = "") -> list[type]:
+    """All imported subclasses of ``base``, or those that a package of that name defines."""
+    classes: list[type] = base.__subclasses__()
+    for cls in classes:
+        classes += cls.__subclasses__()
+    return [cls for cls in dict.fromkeys(classes) if cls.__module__.startswith(package)]
+
+
+def find_class(path: str, base: type) -> type:
+    """The already imported subclass of ``base`` of that name; a checkpoint never makes us import or call another."""
+    for cls in known_classes(base):
+        if f"{cls.__module__}.{cls.__qualname__}" == path:
+            return cls
+    raise CheckpointError(f"the checkpoint asks for the class {path}, which is not known: import its module first")
+
+
+def model_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint says of its model, as the CLI writes it: ``{"class_path": ..., "init_args": ...}``."""
+    arguments = inspect.signature(find_class(checkpoint["class_path"], LightningModule)).parameters
+    saved = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    # the hyper-parameters also hold those of parent classes
+    own = {name: value for name, value in saved.items() if name in arguments}
+    return {"class_path": checkpoint["class_path"], "init_args": own}
+
+
+def data_config(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """The same of the data that the model was trained on; None if it was not trained through a datamodule."""
+    data = checkpoint.get("data")
+    if data is not None:
+        find_class(data["class_path"], LightningDataModule)
+    return data
+
+
+def require_same_shapes(model: torch.nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Raise a CheckpointError that names the weights of a checkpoint that do not fit into ``model``."""
+    ours, theirs = model.state_dict(), checkpoint["state_dict"]
+    differing = [
+        f"{name} {tuple(theirs[name].shape) if name in theirs else 'missing'}, "
+        f"not {tuple(ours[name].shape) if name in ours else 'wanted'}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{path} holds a {checkpoint['class_path'].split('.')[-1]} of another size ({differing[0]}; "
+            f"{len(differing)} weights differ): leave out the --model arguments that change the network"
+        )
+
+
+def load_model(path: str | Path) -> LightningModule:
+    """Rebuild the model that a checkpoint holds, with its weights, in eval mode on the CPU."""
+    checkpoint = read_checkpoint(path)
+    config = model_config(checkpoint)
+    model = find_class(config["class_path"], LightningModule)(**config["init_args"])
+    require_same_shapes(model, checkpoint, path)
+    model.load_state_dict(checkpoint["state_dict"])
+    return model.eval()

@@ -1,0 +1,238 @@
+r"""Auto-encoding variational Bayes (Kingma & Welling, 2014), arXiv:1312.6114.
+
+    p(z)   = N(0, I)
+    q(z|x) = N(mu(x), diag sigma(x)^2)                                      Eq. 9
+    ELBO   = E_q[log p(x|z)] - KL(q(z|x) || p(z))  <=  log p(x)             Eq. 3
+    KL     = -1/2 sum_j (1 + log sigma_j^2 - mu_j^2 - sigma_j^2)            Appendix B
+
+The importance-weighted bound on log p(x), for evaluation, is Eq. 8 of Burda et al. (2016).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from lit_generative.likelihoods import (
+    LIKELIHOODS,
+    Likelihood,
+    at_least_float32,
+    bits_per_dim,
+    log_mean_exp,
+)
+from lit_generative.metrics import Moments
+from lit_generative.module import GenerativeModel
+from lit_generative.nn.conv import ConvDecoder, ConvEncoder
+from lit_generative.nn.mlp import MLPDecoder, MLPEncoder
+from lit_generative.randomness import forked_rng
+
+NETWORKS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
+
+
+class VAE(GenerativeModel):
+    """Variational auto-encoder with a diagonal Gaussian posterior and a factorised likelihood of discrete pixels.
+
+    Args:
+        image_shape: (C, H, W) of the images.
+        latent: Dimensions of z.
+        network: Encoder and decoder: fully connected, or one 3x3 convolution of stride 2 per entry of ``hidden``.
+        hidden: Widths of the encoder's layers (channels for ``conv``); the decoder mirrors them.
+        activation: Nonlinearity between layers, a class of ``torch.nn``.
+        likelihood: ``bernoulli`` for binarised pixels, ``logistic`` or ``gaussian`` (discretised) for 8-bit ones.
+        lr: Learning rate of Adam.
+        decay_from: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
+        kl_warmup: Steps over which the KL term's weight rises linearly from 0 to 1 in training.
+        free_bits: Nats per latent dimension below which its mean KL is not penalised (Kingma et al., 2016, Eq. 15).
+        test_k: Numbers of importance samples at which ``test`` reports the bound.
+    """
+
+    pixels_at_once = 2**23  # bounds the memory of many importance samples: about 32 MB a tensor
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        latent: int = 10,
+        network: Literal["mlp", "conv"] = "mlp",
+        hidden: Sequence[int] = (300, 300),
+        activation: Literal["ReLU", "Tanh", "SiLU"] = "ReLU",
+        likelihood: Literal["bernoulli", "logistic", "gaussian"] = "logistic",
+        lr: float = 1e-3,
+        decay_from: float = 1.0,
+        kl_warmup: int = 0,
+        free_bits: float = 0.0,
+        test_k: Sequence[int] = (5, 50, 150),
+    ) -> None:
+        super().__init__()
+        if not hidden or min(latent, *hidden, *test_k) < 1:
+            raise ValueError(f"latent, hidden and test_k must be positive, got {latent}, {hidden}, {test_k}")
+        self.save_hyperparameters()
+        self.image_shape, self.latent, self.dims = image_shape, latent, math.prod(image_shape)
+        self.lr, self.decay_from, self.kl_warmup, self.free_bits = lr, decay_from, kl_warmup, free_bits
+        self.test_k = sorted(test_k)
+        self.likelihood = LIKELIHOODS[likelihood]
+        self.levels = self.likelihood.levels
+
+        c, h, w = image_shape
+        encoder, decoder = NETWORKS[network]
+        self.encoder = encoder(image_shape, hidden, 2 * latent, getattr(nn, activation))
+        self.decoder = decoder(latent, hidden, (self.likelihood.parameters * c, h, w), getattr(nn, activation))
+        self.terms = Moments(3)  # elbo, reconstruction, kl of every image seen in validation or test
+        self.bounds = Moments(len(test_k))
+        self.codes = Moments(latent)
+
+    # -- distributions -----------------------------------------------------------------------------
+
+    def q(self, x: Tensor) -> Normal:
+        """The posterior q(z|x), batch shape ``(B, latent)`` (Eq. 9)."""
+        mu, log_var = at_least_float32(self.encoder(x)).chunk(2, dim=-1)
+        # the cap keeps the KL of a first wild step finite; a trained posterior has log_var < 0
+        return Normal(mu, torch.exp(0.5 * log_var.clamp(max=20)), validate_args=False)
+
+    def p(self, z: Tensor) -> Likelihood:
+        """The likelihood p(x|z) of images ``(..., C, H, W)`` for latents ``(..., latent)``."""
+        return self.likelihood(self.decoder(z.flatten(0, -2)).unflatten(0, z.shape[:-1]))
+
+    # -- objective ---------------------------------------------------------------------------------
+
+    def kl(self, q: Normal) -> Tensor:
+        """KL(q(z|x) || p(z)) per dimension, nats ``(B, latent)`` (Appendix B)."""
+        return 0.5 * (q.loc.square() + q.scale.square() - 1) - q.scale.log()
+
+    def objective(self, x: Tensor) -> dict[str, Tensor]:
+        """What one training step minimises (``loss``) and its parts, nats per image ``(B,)``.
+
+        ``elbo`` = -(``reconstruction`` + ``kl``) is the bound itself, without warm-up or free bits.
+        """
+        q = self.q(x)
+        reconstruction, kl = -self.p(q.rsample()).log_prob(x), self.kl(q)
+        loss = reconstruction + self.kl_weight * self.penalised(kl)
+        kl = kl.sum(-1)
+        return {"loss": loss, "elbo": -(reconstruction + kl), "reconstruction": reconstruction, "kl": kl}
+
+    @property
+    def kl_weight(self) -> float:
+        """Rises from 0 to 1 in ``kl_warmup`` steps (Sønderby et al., 2016)."""
+        return min(1.0, (self.global_step + 1) / (self.kl_warmup + 1))
+
+    def penalised(self, kl: Tensor) -> Tensor:
+        """The KL term of the loss from ``(B, latent)``: its sum, where a dimension's mean is above its free bits."""
+        if self.free_bits == 0:
+            return kl.sum(-1)
+        return kl.mean(0).clamp(min=self.free_bits).sum().expand(len(kl))
+
+    # -- likelihood --------------------------------------------------------------------------------
+
+    def log_weights(self, x: Tensor, q: Normal, k: int) -> Tensor:
+        """log p(x, z) - log q(z|x) for ``k`` draws z ~ q(z|x), nats ``(k, B)``."""
+        z = q.rsample((k,))
+        prior = Normal(z.new_zeros(()), z.new_ones(()), validate_args=False)
+        return self.p(z).log_prob(x) + (prior.log_prob(z) - q.log_prob(z)).sum(-1)
+
+    def chunked_log_weights(self, x: Tensor, k: int) -> Tensor:
+        """As :meth:`log_weights`, exactly ``k`` draws, at most ``pixels_at_once`` pixels at a time."""
+        q = self.q(x)
+        chunk = max(1, self.pixels_at_once // (len(x) * self.dims))
+        return torch.cat([self.log_weights(x, q, min(chunk, k - i)) for i in range(0, k, chunk)])
+
+    def log_prob(self, x: Tensor, c: Tensor | None = None, k: int = 50) -> Tensor:
+        """Lower bound on log p(x) from ``k`` importance samples, nats ``(B,)`` (Burda et al., 2016, Eq. 8).
+
+        A bound in expectation, tighter as ``k`` grows; with ``k=1`` a one-draw estimate of the ELBO.
+        """
+        return log_mean_exp(self.chunked_log_weights(x, k), 0)
+
+    # -- latent space and sampling -----------------------------------------------------------------
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The posterior's mean, ``(B, latent)``."""
+        return self.q(x).mean
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean image of p(x|z), ``(B, C, H, W)`` in [0, 1]."""
+        return self.p(z).mean
+
+    def reconstruct(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """The mean image of p(x|z) at the posterior's mean, ``(B, C, H, W)`` in [0, 1]."""
+        return self.decode(self.encode(x))
+
+    @torch.no_grad()
+    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
+        """Mean images of p(x|z) for z ~ p(z): no pixel noise, as is usual; ``(n, C, H, W)`` in [0, 1]."""
+        return self.decode(torch.randn(n, self.latent, device=self.device))
+
+    # -- Lightning ---------------------------------------------------------------------------------
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        terms = {name: value.mean() for name, value in self.objective(batch[0]).items()}
+        self.accumulate(terms, len(batch[0]))
+        return terms["loss"]
+
+    def evaluate(self, x: Tensor) -> None:
+        terms = VAE.objective(self, x)  # the ELBO's parts, also where a subclass trains on another objective
+        self.terms.update(torch.stack([terms["elbo"], terms["reconstruction"], terms["kl"]], -1))
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+            self.evaluate(batch[0])
+
+    def on_validation_epoch_end(self) -> None:
+        elbo, reconstruction, kl = self.terms.compute()[0].float()
+        self.terms.reset()
+        metrics = {"elbo": elbo, "loss": -elbo, "reconstruction": reconstruction, "kl": kl}
+        if self.levels == 256:
+            metrics["bpd"] = bits_per_dim(elbo, self.dims)
+        # the moments are summed over ranks already; sync_dist only spares Lightning's warning
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()}, sync_dist=True)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x = batch[0]
+        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+            self.evaluate(x)
+            log_w = self.chunked_log_weights(x, self.test_k[-1])
+        self.bounds.update(torch.stack([log_mean_exp(log_w[:k], 0) for k in self.test_k], -1))
+        self.codes.update(self.encode(x))
+
+    def on_test_epoch_end(self) -> None:
+        names = ["elbo", "reconstruction", "kl", *(f"iwae_{k}" for k in self.test_k)]
+        (term, _, term_error), (bound, _, bound_error) = self.terms.compute(), self.bounds.compute()
+        metrics: dict[str, Any] = {}
+        for name, mean, error in zip(names, [*term, *bound], [*term_error, *bound_error], strict=True):
+            metrics |= {name: mean.float(), f"{name}_stderr": error.float()}
+        metrics |= {"nll": -metrics[names[-1]], "nll_stderr": metrics[f"{names[-1]}_stderr"]}
+        if self.levels == 256:
+            metrics["bpd"] = bits_per_dim(metrics[names[-1]], self.dims)
+        # a dimension is active if its posterior mean varies over the data (Burda et al., 2016, Section 5)
+        metrics["active_units"] = (self.codes.compute()[1] > 0.01).sum().float()
+        self.log_dict({f"test/{name}": value for name, value in metrics.items()}, sync_dist=True)
+        for moments in (self.terms, self.bounds, self.codes):
+            moments.reset()
+
+    def describe_test(self) -> str:
+        return (
+            f"nats per image over {self.dims} pixels of {self.levels} levels, ± standard error over images; "
+            f"elbo, kl, reconstruction: one draw of z; iwae_k: importance-weighted bound with k draws; "
+            f"nll{', bpd' if self.levels == 256 else ''}: upper bound from k = {self.test_k[-1]}"
+        )
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Posterior means ``z`` and the bound ``log_prob`` of every image, with its label ``c``."""
+        x, c = batch
+        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+            return {"z": self.encode(x), "log_prob": self.log_prob(x), "c": c}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), self.lr, fused=True)
+        if self.decay_from >= 1:
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "decay_from < 1 needs to know the length of the run: set --trainer.max_epochs or max_steps"
+            )
+        decay = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (1 - step / steps) / (1 - self.decay_from))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}

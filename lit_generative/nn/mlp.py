@@ -1,0 +1,51 @@
+"""Fully connected encoder and decoder."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
+    """Linear layers of the given sizes with an activation between them, none after the last."""
+    layers: list[nn.Module] = []
+    for i, o in pairwise(sizes):
+        layers += [nn.Linear(i, o), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+class MLPEncoder(nn.Module):
+    """Images ``(B, C, H, W)`` to ``(B, features)``."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        hidden: Sequence[int],
+        features: int,
+        activation: type[nn.Module],
+    ) -> None:
+        super().__init__()
+        c, h, w = image_shape
+        self.net = mlp([c * h * w, *hidden, features], activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.flatten(1))
+
+
+class MLPDecoder(nn.Module):
+    """Latents ``(B, latent)`` to ``(B, C, H, W)``; ``hidden`` is the encoder's, walked backwards."""
+
+    def __init__(
+        self,
+        latent: int,
+        hidden: Sequence[int],
+        image_shape: tuple[int, int, int],
+        activation: type[nn.Module],
+    ) -> None:
+        super().__init__()
+        c, h, w = image_shape
+        self.image_shape = image_shape
+        self.net = mlp([latent, *reversed(hidden), c * h * w], activation)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net(z).unflatten(1, self.image_shape)

@@ -1,0 +1,154 @@
+"""What every model promises, asked of every model that the package holds."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+import lit_generative.models
+from datamodules import FashionMNIST
+from lit_generative.checkpoints import load_model
+from lit_generative.module import GenerativeModel
+from lit_generative.protocols import HasLatent, HasLogProb, Reconstructs, Samples
+
+
+def subclasses(cls):
+    return [c for child in cls.__subclasses__() for c in (child, *subclasses(child))]
+
+
+MODELS = [c for c in subclasses(GenerativeModel) if c.__module__.startswith(lit_generative.models.__name__)]
+
+
+def test_every_file_holds_a_model():
+    files = {path.stem for path in Path(lit_generative.models.__path__[0]).glob("*.py")} - {"__init__"}
+    assert files == {cls.__module__.split(".")[-1] for cls in MODELS}
+
+
+@pytest.fixture(params=MODELS, ids=lambda cls: cls.__name__)
+def model(request):
+    return request.param()
+
+
+def images(model, n):
+    k = torch.randint(model.levels, (n, *model.image_shape))
+    return k.float() / (model.levels - 1)
+
+
+def test_it_can_do_something_and_samples_are_images(model):
+    assert isinstance(model, Samples)
+    x = model.eval().sample(5)
+    assert x.shape == (5, *model.image_shape) and x.dtype == torch.float32
+    assert x.min() >= 0 and x.max() <= 1 and not x.requires_grad
+
+
+def test_sampling_follows_the_seed(model):
+    model.eval()
+    draws = [(torch.manual_seed(seed), model.sample(3))[1] for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_log_prob_is_a_log_mass_per_image(model):
+    if isinstance(model, HasLogProb):
+        log_prob = model.eval().log_prob(images(model, 4))
+        assert log_prob.shape == (4,) and log_prob.isfinite().all() and (log_prob < 0).all()
+
+
+def test_reconstructions_and_latents_have_the_shapes_they_promise(model):
+    x = images(model.eval(), 4)
+    if isinstance(model, Reconstructs):
+        assert model.reconstruct(x).shape == x.shape
+    if isinstance(model, HasLatent):
+        z = model.encode(x)
+        assert len(z) == 4 and model.decode(z).shape == x.shape
+
+
+def test_class_labels_are_ignored_or_used_but_accepted(model):
+    x, c = images(model.eval(), 2), torch.tensor([0, 1])
+    assert model.sample(2, c).shape == x.shape
+    if isinstance(model, HasLogProb):
+        assert model.log_prob(x, c).shape == (2,)
+
+
+def data(model, data_dir):
+    binarize = "dynamic" if model.levels == 2 else "none"
+    return FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16, binarize=binarize)
+
+
+def trainer(folder, **kwargs):
+    return Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **kwargs,
+    )
+
+
+@pytest.fixture
+def trained(model, data_dir, tmp_path):
+    fit = trainer(tmp_path, max_steps=3, limit_val_batches=1, enable_checkpointing=False)
+    fit.fit(model, datamodule=data(model, data_dir))
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    return model, tmp_path / "a.ckpt"
+
+
+def test_every_parameter_learns(model, data_dir, tmp_path):
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    trainer(tmp_path, max_steps=3, enable_checkpointing=False, limit_val_batches=0).fit(
+        model, datamodule=data(model, data_dir)
+    )
+    assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+
+
+def test_checkpoint_holds_plain_types_and_gives_the_model_back(trained):
+    model, path = trained
+    torch.load(path, weights_only=True)
+    for again in (load_model(path), type(model).load_from_checkpoint(path, weights_only=True)):
+        for name, value in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value)
+
+
+def test_checkpoint_loads_in_a_fresh_process(trained):
+    model, path = trained
+    code = (
+        "import sys, torch; from lit_generative.checkpoints import load_model;"
+        "model = load_model(sys.argv[1]); torch.manual_seed(0); print(model.sample(2).double().sum().item())"
+    )
+    root = Path(__file__).parents[1]
+    out = subprocess.run([sys.executable, "-c", code, path], cwd=root, capture_output=True, text=True, check=True)
+    torch.manual_seed(0)
+    assert float(out.stdout) == model.eval().sample(2).double().sum().item()
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_resuming_in_the_middle_of_an_epoch_changes_nothing(model, data_dir, tmp_path):
+    """Five steps an epoch: seven steps equal those resumed from the third, bit for bit, optimiser included."""
+
+    def run(model, folder, ckpt_path=None):
+        every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        fit = trainer(tmp_path, max_steps=7, callbacks=[every_step])
+        fit.fit(model, datamodule=data(model, data_dir), ckpt_path=ckpt_path, weights_only=True)
+        return torch.load(folder / "step=7.ckpt", weights_only=True)
+
+    a = run(model, tmp_path / "at once")
+    torch.manual_seed(123)
+    b = run(type(model)(), tmp_path / "resumed", tmp_path / "at once" / "step=3.ckpt")
+    assert a["global_step"] == b["global_step"] == 7
+    assert torch.equal(a["rng_state"], b["rng_state"])
+    torch.testing.assert_close(a["state_dict"], b["state_dict"], atol=0, rtol=0)
+    torch.testing.assert_close(a["optimizer_states"], b["optimizer_states"], atol=0, rtol=0)
+
+
+def test_data_that_do_not_fit_are_refused_before_the_first_step(model, data_dir, tmp_path):
+    wrong = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16, image_size=32)
+    with pytest.raises(ValueError, match=r"built for images of shape .* but FashionMNIST gives \(1, 32, 32\)"):
+        trainer(tmp_path, max_steps=1).fit(model, datamodule=wrong)
+    binarize = "none" if model.levels == 2 else "dynamic"
+    wrong = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16, binarize=binarize)
+    with pytest.raises(ValueError, match="levels, but FashionMNIST has"):
+        trainer(tmp_path, max_steps=1).fit(model, datamodule=wrong)

@@ -1,0 +1,166 @@
+"""The VAE's bounds against a model whose p(x) is known, and its terms against independent routes."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
+from torch.testing import assert_close
+
+from lit_generative.likelihoods import log_mean_exp
+from lit_generative.models.iwae import IWAE
+from lit_generative.models.vae import VAE
+
+LATENT, DIMS, NOISE = 3, 6, 0.7
+
+
+class LinearGaussian(VAE):
+    """x = W z + b + noise: log p(x) = log N(x; b, W W^T + noise^2 I), and the posterior is Gaussian too."""
+
+    def __init__(self, perturbation: float) -> None:
+        super().__init__((1, 2, 3), LATENT, hidden=(4,), likelihood="bernoulli")
+        torch.manual_seed(0)
+        self.W, self.b = torch.randn(DIMS, LATENT).double(), torch.randn(DIMS).double()
+        precision = torch.eye(LATENT).double() + self.W.T @ self.W / NOISE**2
+        self.gain = precision.inverse() @ self.W.T / NOISE**2
+        self.W_scale = precision.inverse().diagonal().sqrt()
+        self.perturbation = perturbation
+
+    def q(self, x):
+        mu = (x.flatten(1) - self.b) @ self.gain.T
+        return Normal(mu + self.perturbation, (self.W_scale * (1 + self.perturbation)).expand_as(mu))
+
+    def p(self, z):
+        return PixelNormal((z @ self.W.T + self.b).unflatten(-1, (1, 2, 3)))
+
+    def exact(self, x):
+        covariance = self.W @ self.W.T + NOISE**2 * torch.eye(DIMS).double()
+        return MultivariateNormal(self.b, covariance).log_prob(x.flatten(1))
+
+
+class PixelNormal:
+    def __init__(self, mean):
+        self.mean = mean
+
+    def log_prob(self, x):
+        return Normal(self.mean, NOISE).log_prob(x).sum((-3, -2, -1))
+
+
+def images(n=1):
+    return torch.randn(n, 1, 2, 3, generator=torch.Generator().manual_seed(1)).double()
+
+
+def test_bounds_are_ordered_and_below_log_p():
+    model, x = LinearGaussian(0.3), images()
+    torch.manual_seed(2)
+    log_w = model.chunked_log_weights(x.expand(4000, -1, -1, -1), 50)
+    elbo, iwae_5, iwae_50 = (log_mean_exp(log_w[:k], 0).mean() for k in (1, 5, 50))
+    assert elbo < iwae_5 - 0.02 < iwae_50 - 0.03 < model.exact(x)[0] - 0.03
+
+
+def test_elbo_equals_its_closed_form():
+    """ELBO = log p(x) - KL(q || p(z|x)), with both distributions Gaussian."""
+    model, x = LinearGaussian(0.3), images()
+    torch.manual_seed(2)
+    terms = model.objective(x.expand(200_000, -1, -1, -1))
+    covariance = (torch.eye(LATENT).double() + model.W.T @ model.W / NOISE**2).inverse()
+    posterior = MultivariateNormal((x.flatten(1) - model.b) @ model.gain.T, covariance)
+    q = model.q(x)
+    gap = kl_divergence(MultivariateNormal(q.loc, torch.diag_embed(q.scale.square())), posterior)
+    assert_close(terms["elbo"].mean(), (model.exact(x) - gap)[0], atol=0.01, rtol=0)
+
+
+def test_bound_converges_to_log_p():
+    model, x = LinearGaussian(0.3), images(4)
+    torch.manual_seed(2)
+    assert_close(model.log_prob(x, k=200_000), model.exact(x), atol=0.01, rtol=0)
+
+
+def test_kl_matches_torch_and_monte_carlo():
+    torch.manual_seed(0)
+    model = VAE((1, 4, 4), latent=5, hidden=(8,))
+    q = Normal(torch.randn(2, 5).double(), torch.rand(2, 5).double() + 0.2)
+    prior = Normal(torch.zeros(5).double(), 1.0)
+    assert_close(model.kl(q), kl_divergence(q, prior))
+    z = q.sample((400_000,))
+    assert_close((q.log_prob(z) - prior.log_prob(z)).mean(0), model.kl(q), atol=0.02, rtol=0)
+
+
+def test_elbo_is_minus_reconstruction_minus_kl_and_equals_the_mean_log_weight():
+    torch.manual_seed(0)
+    model = VAE((1, 4, 4), latent=2, hidden=(8,)).double()
+    x = torch.rand(1, 1, 4, 4).mul(255).round().div(255).double().expand(100_000, -1, -1, -1)
+    terms = model.objective(x)
+    assert_close(terms["elbo"], -(terms["reconstruction"] + terms["kl"]))
+    assert_close(terms["loss"], -terms["elbo"])
+    log_w = model.log_weights(x, model.q(x), 1)[0]
+    assert_close(log_w.mean(), terms["elbo"].mean(), atol=0.03, rtol=0)
+
+
+def test_k_is_honoured_exactly_in_chunks():
+    model, x = VAE((1, 4, 4), latent=2, hidden=(8,)), torch.zeros(5, 1, 4, 4)
+    model.pixels_at_once = 3 * 5 * 16  # three draws at a time
+    draws, log_weights = [], model.log_weights
+    model.log_weights = lambda x, q, k: draws.append(k) or log_weights(x, q, k)
+    assert model.chunked_log_weights(x, 7).shape == (7, 5)
+    assert draws == [3, 3, 1]
+
+
+def test_iwae_loss_is_the_bound_and_its_gradient_that_of_equation_14():
+    torch.manual_seed(0)
+    model = IWAE((1, 4, 4), latent=2, hidden=(8,), k=6).double()
+    x = torch.rand(3, 1, 4, 4).round().double()
+    torch.manual_seed(1)
+    loss = model.objective(x)["loss"]
+    gradient = torch.autograd.grad(loss.mean(), list(model.parameters()))
+    torch.manual_seed(1)
+    log_w = model.log_weights(x, model.q(x), 6)
+    assert_close(loss, -log_w.exp().mean(0).log())
+    surrogate = -(log_w.softmax(0).detach() * log_w).sum(0).mean()
+    for a, b in zip(gradient, torch.autograd.grad(surrogate, list(model.parameters())), strict=True):
+        assert_close(a, b)
+
+
+def test_iwae_reports_the_elbo_of_the_vae_in_evaluation():
+    torch.manual_seed(0)
+    model, x = IWAE((1, 4, 4), latent=2, hidden=(8,)), torch.ones(2, 1, 4, 4)
+    torch.manual_seed(3)
+    model.evaluate(x)
+    torch.manual_seed(3)
+    assert_close(model.terms.compute()[0][0], VAE.objective(model, x)["elbo"].mean().double())
+
+
+def test_kl_warmup_rises_from_zero_to_one_and_leaves_the_elbo_alone(monkeypatch):
+    model, x = VAE((1, 4, 4), latent=2, hidden=(8,), kl_warmup=9), torch.zeros(2, 1, 4, 4)
+    weights = []
+    for step in (0, 4, 9, 100):
+        monkeypatch.setattr(VAE, "global_step", step)
+        weights.append(model.kl_weight)
+        terms = model.objective(x)
+        assert_close(terms["loss"], terms["reconstruction"] + model.kl_weight * terms["kl"])
+        assert_close(terms["elbo"], -(terms["reconstruction"] + terms["kl"]))
+    assert weights == pytest.approx([0.1, 0.5, 1, 1])
+
+
+def test_free_bits_stop_the_gradient_of_dimensions_below_them():
+    model = VAE((1, 4, 4), latent=2, hidden=(8,), free_bits=0.5)
+    kl = torch.tensor([[0.1, 1.0], [0.3, 2.0]], requires_grad=True)
+    penalty = model.penalised(kl)
+    assert_close(penalty, torch.tensor([2.0, 2.0]))  # max(0.2, 0.5) + 1.5
+    penalty.mean().backward()
+    assert_close(kl.grad, torch.tensor([[0.0, 0.5], [0.0, 0.5]]))
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="latent, hidden and test_k must be positive"):
+        VAE(latent=0)
+    with pytest.raises(ValueError, match="k must be positive"):
+        IWAE(k=0)
+
+
+def test_bits_per_dim_of_a_model_that_knows_nothing():
+    """A uniform likelihood costs log 256 a pixel; a fresh network is near it, never below by much."""
+    model = VAE((1, 8, 8), latent=2, hidden=(8,))
+    x = torch.randint(256, (64, 1, 8, 8)).float() / 255
+    nats_per_pixel = -model.log_prob(x, k=20).mean() / 64
+    assert nats_per_pixel > math.log(256) - 0.05
