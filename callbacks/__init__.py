@@ -1,0 +1,8 @@
+"""Callbacks that look at any model through its protocols, one per file."""
+
+from callbacks.prediction_writer import PredictionWriter
+from callbacks.reconstruction_grid import ReconstructionGrid
+from callbacks.report import Report
+from callbacks.sample_grid import SampleGrid
+
+__all__ = ["PredictionWriter", "ReconstructionGrid", "Report", "SampleGrid"]

@@ -1,0 +1,31 @@
+"""Pictures for any logger: always a PNG in the run's folder, and the logger's own panel where it has one."""
+
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from lit_generative.images import save_png
+
+
+def run_folder(trainer: Trainer) -> Path | None:
+    """The folder of this run; None when nothing is to be written (``fast_dev_run``). Call it on all ranks."""
+    folder = trainer.log_dir  # broadcasts
+    dry_run = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by one of its connectors
+    return None if folder is None or dry_run else Path(folder)
+
+
+def log_image(trainer: Trainer, name: str, picture: Tensor) -> None:
+    """Write ``picture`` (3, H, W) in [0, 1] as ``images/<name>_epoch..._step....png`` and show it in every logger."""
+    folder, epoch, step = run_folder(trainer), trainer.current_epoch, trainer.global_step
+    if folder is None or not trainer.is_global_zero:
+        return
+    when = "test" if trainer.testing else f"epoch{epoch:04d}_step{step:07d}"
+    save_png(picture, folder / "images" / f"{name}_{when}.png")
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            # W&B's media panels have no step axis of their own choice: the caption carries it
+            logger.log_image(name, [picture], step=step, caption=[f"epoch {epoch}, step {step}"])
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, picture, step)

@@ -1,0 +1,241 @@
+"""The command line as its users meet it, in this process."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import train
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+QUICK = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+@pytest.fixture
+def run(data_dir, tmp_path, monkeypatch):
+    """Call a subcommand in an empty folder, on the made data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
+
+    def call(subcommand, *args):
+        train.main([subcommand, *([] if subcommand == "sample" else QUICK), *map(str, args)])
+
+    return call
+
+
+def picture(path):
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+@pytest.fixture
+def fitted(run, tmp_path):
+    run("fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--model.hidden=[8]", "--model.latent=2",
+        "--model.test_k=[2,3]", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=2")  # fmt: skip
+    return tmp_path / "runs" / "vae_fashionmnist" / "version_0"
+
+
+def test_a_run_leaves_its_folder(fitted, capsys):
+    assert {p.name for p in (fitted / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert (fitted / "config.yaml").is_file()
+    rows = list(csv.DictReader((fitted / "metrics.csv").read_text().splitlines()))
+    assert {"train/loss", "train/elbo", "train/kl", "train/images_per_second", "val/elbo", "val/bpd"} <= rows[0].keys()
+    for name in ("samples", "reconstructions"):
+        assert picture(fitted / "images" / f"{name}_epoch0000_step0000005.png").shape[1] == 8 * 30 + 2
+
+
+def test_the_checkpoint_alone_is_enough_to_test(fitted, run, capsys):
+    run("test", f"--ckpt_path={fitted}/checkpoints/best.ckpt")
+    out = capsys.readouterr().out
+    folder = fitted / "test" / "version_0"
+    results = json.loads((folder / "results.json").read_text())
+    metrics = results["metrics"]
+    assert {"elbo", "kl", "reconstruction", "iwae_2", "iwae_3", "nll", "bpd", "active_units", "elbo_stderr"} <= set(
+        metrics
+    )
+    assert metrics["elbo"] == pytest.approx(-metrics["kl"] - metrics["reconstruction"], rel=1e-4)
+    assert metrics["bpd"] == pytest.approx(metrics["nll"] / (784 * np.log(2)), rel=1e-5)
+    assert "bpd" in out and str(folder) in out and "40 test images of FashionMNIST" in out
+    assert (folder / "images" / "samples_test.png").is_file()
+
+
+def test_sampling_needs_nothing_but_the_checkpoint(fitted, run, tmp_path, capsys):
+    checkpoint = fitted / "checkpoints" / "best.ckpt"
+    for seed, output in ((0, "a.npz"), (0, "b.npz"), (1, "c.npz")):
+        run("sample", "--ckpt_path", checkpoint, "--n", 5, "--output", output, "--seed", seed)
+    a, b, c = (arrays(tmp_path / f"{name}.npz")["images"] for name in "abc")
+    assert a.shape == (5, 28, 28, 1) and a.dtype == np.uint8
+    assert (a == b).all() and (a != c).any()
+    run("sample", "--ckpt_path", checkpoint, "--n", 5, "--output", "folder/inside")
+    pictures = sorted((tmp_path / "folder" / "inside").iterdir())
+    assert [p.name for p in pictures] == [f"{i:06d}.png" for i in range(5)]
+    assert (picture(pictures[3]) == a[3, :, :, 0]).all()
+    run("sample", "--ckpt_path", checkpoint, "--output", "grid.png")
+    assert picture(tmp_path / "grid.png").shape == (8 * 30 + 2, 8 * 30 + 2, 3)
+    with pytest.raises(SystemExit, match=r"error: grid.png exists already"):
+        run("sample", "--ckpt_path", checkpoint, "--output", "grid.png")
+
+
+def test_predictions_are_kept(fitted, run):
+    run("predict", f"--ckpt_path={fitted}/checkpoints/last.ckpt")
+    predictions = arrays(fitted / "predict" / "version_0" / "predictions.npz")
+    assert predictions["z"].shape == (40, 2)
+    assert predictions["log_prob"].shape == (40,) and (predictions["log_prob"] < 0).all()
+
+
+def test_a_saved_config_reruns_as_it_is_and_overwrites_nothing(fitted, run):
+    before = (fitted / "metrics.csv").read_bytes()
+    run("fit", f"--config={fitted}/config.yaml")
+    again = fitted.parent / "version_1"
+    assert (fitted / "metrics.csv").read_bytes() == before
+    a, b = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (fitted, again))
+    torch.testing.assert_close(a, b, atol=0, rtol=0)
+
+
+def test_the_command_line_wins_over_the_checkpoint(fitted, run, capsys):
+    run("test", f"--ckpt_path={fitted}/checkpoints/best.ckpt", "--data=KMNIST", "--model.test_k=[4]", "--model.lr=0.5")
+    config = yaml.safe_load((fitted / "test" / "version_0" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["lr"] == 0.5 and config["model"]["init_args"]["hidden"] == [8]
+    assert "iwae_4" in capsys.readouterr().out
+    assert config["data"]["class_path"] == "datamodules.KMNIST"
+
+
+def test_the_order_of_arguments_does_not_matter(run, tmp_path):
+    few = ["--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    run("fit", "--model.latent", 3, *few, "--trainer.log_every_n_steps=1", "--data", "MNIST", "-c",
+        ROOT / "configs" / "demo.yaml")  # fmt: skip
+    config = yaml.safe_load((tmp_path / "runs" / "demo" / "version_0" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["latent"] == 3 and config["data"]["class_path"] == "datamodules.MNIST"
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_resuming_keeps_a_changed_learning_rate_out_of_the_checkpoints_hands(fitted, run):
+    """Lightning's CLI silently puts the checkpoint's hyper-parameters over the command line's."""
+    run("fit", f"--config={fitted}/config.yaml", f"--ckpt_path={fitted}/checkpoints/last.ckpt", "--model.lr=0.25",
+        "--trainer.max_epochs=2")  # fmt: skip
+    config = yaml.safe_load((fitted.parent / "version_1" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["lr"] == 0.25
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_trains_and_tests(path, run, tmp_path):
+    few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+    few += ["--trainer.log_every_n_steps=1"]
+    run("fit", f"--config={path}", "--data.batch_size=8", *few)
+    checkpoint = tmp_path / "runs" / path.stem / "version_0" / "checkpoints" / "best.ckpt"
+    run("test", f"--ckpt_path={checkpoint}", "--trainer.limit_test_batches=1")
+
+
+@pytest.mark.parametrize("fragment", ["wandb", "tensorboard"])
+def test_loggers_are_added_and_two_runs_do_not_collide(fragment, run, tmp_path, monkeypatch):
+    pytest.importorskip(fragment)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for version in range(2):
+        run("fit", f"--config={ROOT}/configs/vae_mnist.yaml", f"--config={ROOT}/configs/logger/{fragment}.yaml",
+            "--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2",
+            "--trainer.log_every_n_steps=1")  # fmt: skip
+        folder = tmp_path / "runs" / "vae_mnist" / f"version_{version}"
+        assert (folder / "config.yaml").is_file() and list((folder / "images").iterdir())
+        if fragment == "wandb":
+            import wandb
+
+            wandb.finish()
+    written = list((tmp_path / "runs" / fragment).iterdir())
+    assert len([p for p in written if p.is_dir() and not p.is_symlink()]) == 2
+
+
+MISTAKES = {
+    "unknown key": (["--model.latnt=3"], "Option 'latnt' is not accepted"),
+    "unknown option": (["--what=3"], "unrecognized arguments"),
+    "wrong type": (["--model.latent=many"], "\"latent\": Expected a <class 'int'>"),
+    "no such choice": (["--model.likelihood=poisson"], "likelihood"),
+    "no such model": (["--model=VEA"], "there is no model called VEA: choose from IWAE, VAE"),
+    "no such data": (["--data=MINST"], "there is no data called MINST: choose from CIFAR10, FashionMNIST"),
+    "levels": (["--data.binarize=dynamic"], "gives the likelihood of pixels with 256 levels, but FashionMNIST has 2"),
+    "shape": (["--data.image_size=32"], r"images of shape \(1, 28, 28\), but FashionMNIST gives \(1, 32, 32\)"),
+    "no data": (["--data.data_dir=nowhere", "--data.download=false"], "FashionMNIST was not found.*Put train-images"),
+    "no checkpoint": (["--ckpt_path=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+    "endless decay": (["--model.decay_from=0.5", "--trainer.max_epochs=-1"], "needs to know the length of the run"),
+}
+
+
+@pytest.mark.parametrize("args, message", MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_get_one_line_before_any_work(args, message, run, tmp_path):
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as exit:
+        run("fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--trainer.max_epochs=1", *args)
+    assert "\n" not in exit.value.code
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_damaged_checkpoint_and_one_that_would_execute_are_refused(run, fitted, tmp_path):
+    whole = (fitted / "checkpoints" / "best.ckpt").read_bytes()
+    (tmp_path / "torn.ckpt").write_bytes(whole[: len(whole) // 2])
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"class_path": Evil(), "state_dict": {}}, tmp_path / "evil.ckpt")
+    torch.save({"class_path": "subprocess.Popen", "state_dict": {}}, tmp_path / "class.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    for name, message in {
+        "torn": "torn.ckpt is damaged",
+        "evil": "evil.ckpt holds objects other than tensors",
+        "class": "class subprocess.Popen, which is not known",
+        "list": "list.ckpt is not a checkpoint written by",
+    }.items():
+        for subcommand in ("sample", "test"):
+            with pytest.raises(SystemExit, match=message):
+                run(subcommand, "--ckpt_path", tmp_path / f"{name}.ckpt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_of_another_size_are_named(fitted, run):
+    with pytest.raises(SystemExit, match=r"holds a VAE of another size .*leave out the --model arguments"):
+        run("test", f"--ckpt_path={fitted}/checkpoints/best.ckpt", "--model.latent=3")
+
+
+def test_callbacks_given_replace_the_default_pictures(run, tmp_path):
+    run("fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--trainer.max_epochs=1",
+        "--trainer.log_every_n_steps=5",
+        "--trainer.callbacks=[{class_path: callbacks.SampleGrid, init_args: {n: 4}}]")  # fmt: skip
+    names = [p.name for p in (tmp_path / "runs" / "vae_fashionmnist" / "version_0" / "images").iterdir()]
+    assert names == ["samples_epoch0000_step0000005.png"]
+
+
+def test_fast_dev_run_writes_nothing(run, tmp_path):
+    run("fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--trainer.fast_dev_run=true")
+    assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_help_and_exit_codes():
+    help = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert help.returncode == 0 and "sample" in help.stdout
+    wrong = subprocess.run([sys.executable, "train.py", "fit", "--model=X"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 1 and "Traceback" not in wrong.stderr and wrong.stderr.startswith("error: ")
+
+
+def test_two_processes_train_and_see_every_test_image_once(fitted, data_dir, tmp_path):
+    """DDP over gloo, launched as a user would."""
+    args = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=8"]
+    args += ["--trainer.enable_progress_bar=false", "--trainer.max_epochs=1", f"--config={fitted}/config.yaml"]
+    command = [sys.executable, str(ROOT / "train.py")]
+    subprocess.run([*command, "fit", *args, "--name=two"], cwd=tmp_path, check=True, capture_output=True)
+    checkpoint = tmp_path / "runs" / "two" / "version_0" / "checkpoints" / "best.ckpt"
+    test = [*command, "test", f"--ckpt_path={checkpoint}", *args[:5]]
+    out = subprocess.run(test, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "40 test images" in out.stdout

@@ -1,0 +1,81 @@
+"""The house's rules that a machine can check."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {  # package -> what it may import of ours
+    "lit_generative": ("lit_generative",),
+    "datamodules": ("datamodules", "lit_generative.images"),
+    "callbacks": (
+        "callbacks",
+        "lit_generative.protocols",
+        "lit_generative.images",
+        "lit_generative.metrics",
+        "lit_generative.randomness",
+    ),
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_packages_import_only_what_the_design_allows(package):
+    for path in (ROOT / package).rglob("*.py"):
+        for name in imports(path):
+            if name.split(".")[0] in ALLOWED:
+                allowed = any(name == a or name.startswith(a + ".") for a in ALLOWED[package])
+                assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_train_names_no_model():
+    names = [name for name in imports(ROOT / "train.py") if name.startswith("lit_generative.models.")]
+    assert not names
+    models = {path.stem for path in (ROOT / "lit_generative" / "models").glob("*.py")} - {"__init__"}
+    words = {node.id.lower() for node in ast.walk(ast.parse((ROOT / "train.py").read_text())) if hasattr(node, "id")}
+    assert not models & words
+
+
+def test_files_stay_readable():
+    long = {
+        str(p.relative_to(ROOT)): n for p in ROOT.glob("[lcd]*/**/*.py") if (n := len(p.read_text().splitlines())) > 260
+    }
+    assert not long
+
+
+def test_hooks_are_real():
+    """A method named like a hook that Lightning does not call would never run."""
+    known = {name for cls in (Callback, LightningModule, LightningDataModule) for name in dir(cls)}
+    for package in ALLOWED:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef) and node.name.startswith("on_"):
+                    assert node.name in known, f"{path.relative_to(ROOT)}: {node.name}"
+
+
+def test_slow_imports_wait_until_they_are_needed():
+    code = "import sys, train; print([m for m in ('wandb', 'matplotlib', 'tensorboard', 'scipy') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_docstring_examples_run(package):
+    import doctest
+
+    module = importlib.import_module(package)
+    for info in pkgutil.walk_packages(module.__path__, f"{package}."):
+        assert doctest.testmod(importlib.import_module(info.name)).failed == 0

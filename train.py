@@ -1,0 +1,217 @@
+"""Train, test and sample any model on any data: ``python train.py {fit,validate,test,predict,sample} --help``."""
+
+import json
+import sys
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, Namespace, auto_cli
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import datamodules
+import lit_generative.models
+from callbacks import PredictionWriter, ReconstructionGrid, Report, SampleGrid
+from lit_generative.checkpoints import (
+    CheckpointError,
+    data_config,
+    known_classes,
+    load_model,
+    model_config,
+    read_checkpoint,
+    require_same_shapes,
+)
+from lit_generative.images import grid, save_png, to_uint8
+from lit_generative.protocols import Reconstructs, Samples
+from lit_generative.randomness import forked_rng
+
+# Lightning 2.6 under torch >= 2.12, several times a run; nothing that its user could mend
+warnings.filterwarnings("ignore", ".*treespec, LeafSpec", FutureWarning)
+# only training has a ModelCheckpoint, and only training needs its state
+warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*ModelCheckpoint")
+
+DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` draws from a checkpoint."
+CHOICES = {"model": (LightningModule, lit_generative.models), "data": (LightningDataModule, datamodules)}
+
+
+class CLI(LightningCLI):
+    """LightningCLI in which a checkpoint is enough, and whatever is said on the command line wins over it."""
+
+    def __init__(self, args: list[str]) -> None:
+        parser_kwargs = {name: {"exit_on_error": False} for name in self.subcommands()}
+        self.checkpoint: dict[str, Any] | None = None
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            trainer_defaults={"default_root_dir": "runs"},
+            parser_kwargs={"description": DESCRIPTION, "exit_on_error": False, **parser_kwargs},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # checkpoints are the same from here and from a notebook
+            args=args,
+        )
+
+    # -- arguments ---------------------------------------------------------------------------------
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str | None, help="Name of the run's folder (default: the recipe's).")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        best = {"monitor": "val/loss", "filename": "best", "save_last": True, "enable_version_counter": False}
+        parser.set_defaults({f"checkpoint.{key}": value for key, value in best.items()})
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"weights_only": True})  # no checkpoint is ever unpickled
+        if subcommand == "test":
+            parser.set_defaults({"verbose": False})  # `Report` prints the table
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Put what a checkpoint says of its model and data before all arguments, so that those win."""
+        for key, (base, package) in CHOICES.items():
+            name, known = option(args, f"--{key}"), [c.__name__ for c in known_classes(base, package.__name__)]
+            if name is not None and "." not in name and name not in known:
+                raise ValueError(f"there is no {key} called {name}: choose from {', '.join(sorted(known))}")
+        path = option(args, "--ckpt_path")
+        if path is not None and path not in ("best", "last", "hpc"):
+            self.checkpoint = read_checkpoint(path)
+            saved = {"model": model_config(self.checkpoint), "data": data_config(self.checkpoint)}
+            saved = {key: value for key, value in saved.items() if value is not None}
+            args = [args[0], "--config", json.dumps(saved), *args[1:]]
+        self.config = parser.parse_args(args[:1] + classes_first(args[1:]))
+        config = self.config[self.config.subcommand]
+        config.name = config.name or run_name(config)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's own version lets the checkpoint win over the command line."""
+
+    # -- objects -----------------------------------------------------------------------------------
+
+    def after_instantiate_classes(self) -> None:
+        if self.checkpoint is not None:
+            require_same_shapes(self.model, self.checkpoint, self.config[self.subcommand].ckpt_path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the run's folder, a CSV logger in front of any other, and the pictures that this model can give."""
+        config = self.config_init[self.subcommand]
+        folder, name = Path(config.trainer.default_root_dir), config.name
+        if self.subcommand != "fit" or config.trainer.fast_dev_run:
+            self._parser(self.subcommand).callback_keys.remove("checkpoint")
+            kwargs["enable_checkpointing"] = False
+        if self.subcommand != "fit":
+            run = Path(config.ckpt_path or "").parent
+            if run.name == "checkpoints":  # written beside the run that was trained
+                folder, name = run.parent, self.subcommand
+        extra = config.trainer.logger
+        if extra is not False:
+            extra = [] if extra in (None, True) else extra if isinstance(extra, list) else [extra]
+            kwargs["logger"] = [CSVLogger(folder, name), *extra]
+        callbacks: list[Callback] | None = config.trainer.callbacks
+        if callbacks is None:
+            pictures = ((Samples, SampleGrid), (Reconstructs, ReconstructionGrid))
+            callbacks = [callback() for protocol, callback in pictures if isinstance(self.model, protocol)]
+        if config.trainer.enable_progress_bar is not False:
+            callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]  # a refresh costs about a millisecond
+        return super().instantiate_trainer(callbacks=[*callbacks, PredictionWriter(), Report()], **kwargs)
+
+
+def option(args: list[str], flag: str) -> str | None:
+    """The value of ``--flag value`` or ``--flag=value``, the last one if repeated."""
+    values = [a.split("=", 1)[1] for a in args if a.startswith(f"{flag}=")]
+    values += [b for a, b in pairwise(args) if a == flag]
+    return values[-1] if values else None
+
+
+def classes_first(args: list[str]) -> list[str]:
+    """Recipes, then the names of classes, then the rest: an argument cannot be read before its class is known."""
+    first: dict[str, list[str]] = {"--config": [], "--model": [], "--data": []}
+    rest, remaining = [], iter(args)
+    for arg in remaining:
+        flag, equals, value = arg.partition("=")
+        flag = "--config" if flag == "-c" else flag
+        if flag in first:
+            first[flag] += [flag, value if equals else next(remaining, "")]
+        else:
+            rest.append(arg)
+    return [*first["--config"], *first["--model"], *first["--data"], *rest]
+
+
+def run_name(config: Namespace) -> str:
+    """A run is named after its first recipe, or after its model and data."""
+    for path in config.get("config") or []:
+        if path is not None:  # a configuration given as text has no name
+            return Path(str(path)).stem
+    return "_".join(config[key].class_path.split(".")[-1].lower() for key in CHOICES)
+
+
+def readable(error: Exception) -> str:
+    """The message without the parser's account of the types that it tried in vain."""
+    noise = ("Does not validate against", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(noise))
+
+
+# -- sampling --------------------------------------------------------------------------------------
+
+
+def sample(
+    ckpt_path: str, n: int = 64, output: str = "samples.png", seed: int = 0, batch_size: int = 256, device: str = "cpu"
+) -> None:
+    """Draw images from a checkpoint; nothing but the checkpoint is needed.
+
+    Args:
+        ckpt_path: Checkpoint written by a training run.
+        n: Number of images.
+        output: ``x.png`` for one grid, ``x.npz`` for a uint8 array (n, H, W, C), else a folder for one PNG each.
+        seed: Seed of the noise.
+        batch_size: Images drawn at a time.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    """
+    target = Path(output)
+    if target.exists():
+        raise FileExistsError(f"{target} exists already: choose another --output, or remove it")
+    if min(n, batch_size) < 1:
+        raise ValueError(f"--n and --batch_size must be positive, got {n} and {batch_size}")
+    model: Any = load_model(ckpt_path).to(device)
+    if not isinstance(model, Samples):
+        raise TypeError(f"a {type(model).__name__} cannot sample")
+    with forked_rng(seed, device):
+        x = torch.cat([model.sample(min(batch_size, n - i)).cpu() for i in range(0, n, batch_size)])
+    if target.suffix == ".png":
+        save_png(grid(x), target)
+    elif target.suffix == ".npz":
+        import numpy as np
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(target, images=to_uint8(x).permute(0, 2, 3, 1).numpy())
+    else:
+        for i, image in enumerate(x):
+            save_png(image, target / f"{i:06d}.png")
+    print(f"{n} samples of {type(model).__name__}: {target}")
+
+
+def main(args: list[str]) -> None:
+    """Run a subcommand; a user's mistake ends in a message and exit code 1, with ``--debug`` in a traceback."""
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    try:
+        if args[:1] == ["sample"]:
+            auto_cli(sample, args=args[1:], as_positional=False, exit_on_error=False)
+        else:
+            CLI(args)
+    except (ArgumentError, CheckpointError, MisconfigurationException, OSError, TypeError, ValueError) as error:
+        if debug:
+            raise
+        sys.exit(f"error: {readable(error)} (--debug shows where)")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
