@@ -50,8 +50,9 @@ class GenerativeModel(LightningModule):
         return ""
 
     # -- logging -----------------------------------------------------------------------------------
-    # `self.log` costs 0.3 to 0.7 ms a value and step, written or not (benchmarks/overhead.py). Training steps hand their numbers to
-    # `accumulate`, one small addition, and their means since the last line are logged when a line is written.
+    # `self.log` costs 0.3 to 0.7 ms a value and step, written or not (benchmarks/overhead.py). Training steps hand
+    # their numbers to `accumulate`, one small addition, and the means since the last line are logged when a line is
+    # written.
 
     _sums: Tensor | None = None
 
