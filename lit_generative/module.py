@@ -71,8 +71,11 @@ class GenerativeModel(LightningModule):
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Any, batch_idx: int) -> None:
         trainer: Any = self.trainer  # its connectors add attributes that type checkers do not see
-        if self._sums is None or trainer.global_step % trainer.log_every_n_steps:
+        step = trainer.global_step
+        # several batches may share a step (accumulate_grad_batches), and a line is written once
+        if self._sums is None or step == self._logged_step or step % trainer.log_every_n_steps:
             return
+        self._logged_step = step
         now = time.perf_counter()
         means = dict(zip(self._names, self._sums / self._steps, strict=True))
         speed = self._images * trainer.world_size / (now - self._clock)
@@ -87,6 +90,7 @@ class GenerativeModel(LightningModule):
 
     def on_train_start(self) -> None:
         """Go on with the noise of the checkpoint; several processes each draw their own."""
+        self._sums, self._logged_step = None, self.trainer.global_step
         if self.trainer.world_size > 1:
             torch.manual_seed(torch.initial_seed() + self.global_rank)
         elif self._rng_state is not None:

@@ -11,6 +11,11 @@ from torch import nn
 from datamodules import FashionMNIST
 from lit_generative.module import GenerativeModel
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:You passed in a `val_dataloader` but have no `validation_step`",
+    "ignore:You defined a `validation_step`",
+)
+
 
 class Counter(GenerativeModel):
     image_shape = (1, 28, 28)
@@ -30,18 +35,23 @@ class Counter(GenerativeModel):
         return torch.optim.SGD(self.parameters(), 0.0)
 
 
-@pytest.fixture
-def rows(data_dir, tmp_path):
+def fit(data_dir, tmp_path, **kwargs):
     data = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16)  # five steps an epoch
     logger = CSVLogger(tmp_path, "run", 0)
-    Trainer(max_epochs=2, logger=logger, log_every_n_steps=3, accelerator="cpu", enable_progress_bar=False,
-            enable_checkpointing=False, enable_model_summary=False).fit(Counter(), datamodule=data)  # fmt: skip
+    quiet = {"enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = Trainer(max_epochs=2, logger=logger, log_every_n_steps=3, accelerator="cpu", **quiet, **kwargs)
+    trainer.fit(Counter(), datamodule=data)
     return list(csv.DictReader((tmp_path / "run" / "version_0" / "metrics.csv").read_text().splitlines()))
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:.*no `val_dataloader`")
-@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
-def test_a_written_line_is_the_mean_of_the_steps_since_the_last(rows):
+def test_a_written_line_is_the_mean_of_the_steps_since_the_last(data_dir, tmp_path):
+    rows = fit(data_dir, tmp_path)
     assert [float(row["train/steps"]) for row in rows] == [2, 5, 8]  # of 1..3, 4..6 (over the epoch's end), 7..9
     assert [int(row["step"]) for row in rows] == [2, 5, 8]
     assert all(float(row["train/images_per_second"]) > 0 for row in rows)
+
+
+def test_accumulated_batches_count_as_one_step(data_dir, tmp_path):
+    """Five batches an epoch, two a step: steps end after batches 2, 4, 5 and 7, 9, 10; lines after steps 3 and 6."""
+    rows = fit(data_dir, tmp_path, accumulate_grad_batches=2)
+    assert [float(row["train/steps"]) for row in rows] == [3, 8]  # of 1..5 and 6..10
