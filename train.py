@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, Namespace, auto_cli
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -28,6 +28,7 @@ from lit_generative.checkpoints import (
     require_same_shapes,
 )
 from lit_generative.images import grid, save_png, to_uint8
+from lit_generative.module import GenerativeModel
 from lit_generative.protocols import Reconstructs, Samples
 from lit_generative.randomness import forked_rng
 
@@ -88,6 +89,7 @@ class CLI(LightningCLI):
             args = [args[0], "--config", json.dumps(saved), *args[1:]]
         self.config = parser.parse_args(args[:1] + classes_first(args[1:]))
         config = self.config[self.config.subcommand]
+        self.placed = config.name is not None or option(args, "--trainer.default_root_dir") is not None
         config.name = config.name or run_name(config)
 
     def _parse_ckpt_path(self) -> None:
@@ -96,6 +98,8 @@ class CLI(LightningCLI):
     # -- objects -----------------------------------------------------------------------------------
 
     def after_instantiate_classes(self) -> None:
+        if isinstance(self.model, GenerativeModel):
+            self.model.require_fitting(self.datamodule)  # before a download
         if self.checkpoint is not None:
             require_same_shapes(self.model, self.checkpoint, self.config[self.subcommand].ckpt_path)
 
@@ -103,24 +107,32 @@ class CLI(LightningCLI):
         """Add the run's folder, a CSV logger in front of any other, and the pictures that this model can give."""
         config = self.config_init[self.subcommand]
         folder, name = Path(config.trainer.default_root_dir), config.name
-        if self.subcommand != "fit" or config.trainer.fast_dev_run:
+        if self.subcommand != "fit" or config.trainer.fast_dev_run or config.trainer.enable_checkpointing is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
             kwargs["enable_checkpointing"] = False
-        if self.subcommand != "fit":
+        if self.subcommand != "fit" and not self.placed:
             run = Path(config.ckpt_path or "").parent
             if run.name == "checkpoints":  # written beside the run that was trained
                 folder, name = run.parent, self.subcommand
-        extra = config.trainer.logger
-        if extra is not False:
-            extra = [] if extra in (None, True) else extra if isinstance(extra, list) else [extra]
-            kwargs["logger"] = [CSVLogger(folder, name), *extra]
-        callbacks: list[Callback] | None = config.trainer.callbacks
-        if callbacks is None:
+        if config.trainer.logger is False:
+            self.save_config_callback = None  # there is no folder of its own for it
+        else:
+            kwargs["logger"] = [CSVLogger(folder, name), *as_list(config.trainer.logger)]
+        callbacks: list[Callback] = as_list(config.trainer.callbacks)
+        if config.trainer.callbacks is None:
             pictures = ((Samples, SampleGrid), (Reconstructs, ReconstructionGrid))
             callbacks = [callback() for protocol, callback in pictures if isinstance(self.model, protocol)]
-        if config.trainer.enable_progress_bar is not False:
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if config.trainer.enable_progress_bar is not False and not has_bar:
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]  # a refresh costs about a millisecond
         return super().instantiate_trainer(callbacks=[*callbacks, PredictionWriter(), Report()], **kwargs)
+
+
+def as_list(value: Any) -> list[Any]:
+    """What the Trainer takes as one object, several or a default, as a list of objects."""
+    if value in (None, True):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def option(args: list[str], flag: str) -> str | None:
@@ -145,9 +157,10 @@ def classes_first(args: list[str]) -> list[str]:
 
 
 def run_name(config: Namespace) -> str:
-    """A run is named after its first recipe, or after its model and data."""
+    """A run is named after its first recipe, fragments aside, or after its model and data."""
     for path in config.get("config") or []:
-        if path is not None:  # a configuration given as text has no name
+        # a configuration given as text has no name
+        if path is not None and Path(str(path)).absolute().parent.name not in ("logger", "trainer"):
             return Path(str(path)).stem
     return "_".join(config[key].class_path.split(".")[-1].lower() for key in CHOICES)
 
@@ -176,11 +189,17 @@ def sample(
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     """
     target = Path(output)
-    if target.exists():
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists already: choose another --output, or remove it")
+    if target.suffix not in (".png", ".npz", ""):
+        raise ValueError(f"--output takes x.png, x.npz or a folder without a suffix, not {target}")
     if min(n, batch_size) < 1:
         raise ValueError(f"--n and --batch_size must be positive, got {n} and {batch_size}")
-    model: Any = load_model(ckpt_path).to(device)
+    model: Any = load_model(ckpt_path)
+    try:
+        model.to(device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {device} cannot be used: {error}") from error
     if not isinstance(model, Samples):
         raise TypeError(f"a {type(model).__name__} cannot sample")
     with forked_rng(seed, device):

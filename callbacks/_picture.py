@@ -21,6 +21,8 @@ class Picture(Callback):
     protocol: ClassVar[type]
 
     def __init__(self, every_n_epochs: int = 1, seed: int = 0) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"{type(self).__name__}: every_n_epochs must be at least 1, got {every_n_epochs}")
         self.every_n_epochs, self.seed = every_n_epochs, seed
 
     def draw(self, model: Any, batch: Any) -> Tensor:

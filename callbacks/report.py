@@ -21,7 +21,7 @@ class Report(Callback):
             return
         print(f"\nrun folder       {folder}")
         checkpoint: Any = trainer.checkpoint_callback
-        if checkpoint is not None and checkpoint.best_model_path:
+        if checkpoint is not None and checkpoint.best_model_score is not None:
             score = f"{checkpoint.monitor} = {float(checkpoint.best_model_score):.4f}"
             print(f"best checkpoint  {_relative(checkpoint.best_model_path)}  ({score})")
         _print_pictures(folder)

@@ -16,6 +16,8 @@ class SampleGrid(Picture):
 
     def __init__(self, n: int = 64, columns: int = 8, every_n_epochs: int = 1, seed: int = 0) -> None:
         super().__init__(every_n_epochs, seed)
+        if min(n, columns) < 1:
+            raise ValueError(f"{type(self).__name__}: n and columns must be at least 1, got {n} and {columns}")
         self.n, self.columns = n, columns
 
     def draw(self, model: Any, batch: Any) -> Tensor:

@@ -230,9 +230,11 @@ class ImageData(LightningDataModule):
 
     def describe_test(self) -> str:
         """The test images in one line, for the protocol that is printed with every number."""
-        count, source = len(self._sets["test"][0]), " (bundled subset)" if self._told_of_bundle else ""
+        source = " (bundled subset)" if self._told_of_bundle else ""
+        stored, size = self.shape[-1], self.image_shape[-1]
+        change = "" if size == stored else f", {'padded' if self.resize == 'pad' else 'resized'} from {stored}"
         pixels = "8-bit" if self.binarize == "none" else "binarised once by a fixed seed"
-        return f"{count:,} test images of {self.name}{source}, {pixels}"
+        return f"test images of {self.name}{source}, {size}x{size}{change}, {pixels}"
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Levels to floats, after the transfer: a quarter of the bytes to move."""

@@ -70,7 +70,7 @@ class _Discretized:
 
     @property
     def mean(self) -> Tensor:
-        """The location, cut to [0, 1]: the median of the discretised distribution, and nearly its mean."""
+        """The location, cut to [0, 1]: the median; also the mean where the mass is away from black and white."""
         return self.location.clamp(0, 1)
 
     def _quantize(self, noise: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class DiscretizedLogistic(_Discretized):
 
 
 def _log_ndtr(z: Tensor) -> Tensor:
-    """log of the standard normal CDF; torch.special.log_ndtr has wrong and infinite gradients in the far tail."""
+    """log of the standard normal CDF; the gradient of torch.special.log_ndtr is wrong beyond z = -1000 in float32."""
     tail = z.clamp(max=0)
     below = torch.log(torch.special.erfcx(-tail * math.sqrt(0.5)) / 2) - tail.square() / 2
     return torch.where(z < 0, below, torch.log1p(-torch.special.ndtr(-z.clamp(min=0))))
@@ -108,7 +108,8 @@ class DiscretizedGaussian(_Discretized):
         low, high = self._edges(x)
         log_below, log_above = _log_ndtr(high), _log_ndtr(-low)
         # A bin beside the mean, mirrored to the right of it, lies between near and far. Taking exp(-near^2 / 2) out of
-        # both tails leaves a difference of scaled error functions that neither cancels nor underflows.
+        # both tails leaves a difference of scaled error functions that does not underflow, and loses at most 2e-3
+        # nats to cancellation in float32, at the ceiling of the scale.
         near = torch.maximum(low, -high).clamp(min=0)
         width = high - low
         tails = torch.special.erfcx(near * math.sqrt(0.5)) - torch.special.erfcx(

@@ -29,7 +29,7 @@ class Moments(Metric):
         self.total_of_squares += values.square().sum(0)
 
     def compute(self) -> Tensor:
-        """Mean, unbiased variance and standard error of the mean, ``(3, features)``."""
+        """Mean, unbiased variance, standard error of the mean and number of images, ``(4, features)``."""
         mean = self.total / self.count
         variance = (self.total_of_squares - self.count * mean.square()).clamp(min=0) / (self.count - 1).clamp(min=1)
-        return torch.stack([mean, variance, (variance / self.count).sqrt()])
+        return torch.stack([mean, variance, (variance / self.count).sqrt(), self.count.expand_as(mean)])

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,15 +20,17 @@ class GenerativeModel(LightningModule):
     """A LightningModule with the plumbing that has nothing to do with any paper.
 
     A model states ``image_shape`` and ``levels`` (256, or 2 for binary pixels); they are held against the data's
-    before the first batch. ``example_input`` and the rest of Lightning's interface stay as they are.
+    before the first batch.
     """
 
     image_shape: tuple[int, int, int]
     levels: int = 256
 
     def setup(self, stage: str) -> None:
-        """Compare what the model expects with what the data give."""
-        data = getattr(self.trainer, "datamodule", None)
+        self.require_fitting(getattr(self.trainer, "datamodule", None))
+
+    def require_fitting(self, data: Any) -> None:
+        """Raise a ValueError if the images that ``data`` promises are not those that the model is built for."""
         shape, levels = getattr(data, "image_shape", None), getattr(data, "levels", None)
         model, source = type(self).__name__, type(data).__name__
         if shape is not None and tuple(shape) != tuple(self.image_shape):
@@ -36,11 +39,7 @@ class GenerativeModel(LightningModule):
                 f"set --model.image_shape '{list(shape)}', or --data.image_size"
             )
         if levels is not None and levels != self.levels:
-            remedy = (
-                "choose --data.binarize dynamic, or a likelihood of 256 levels (--model.likelihood logistic)"
-                if self.levels == 2
-                else "choose --data.binarize none, or --model.likelihood bernoulli"
-            )
+            remedy = f"choose --data.binarize {'dynamic' if self.levels == 2 else 'none'}, or another likelihood"
             raise ValueError(
                 f"{model} gives the likelihood of pixels with {self.levels} levels, but {source} has {levels}: {remedy}"
             )
@@ -55,6 +54,7 @@ class GenerativeModel(LightningModule):
     # written.
 
     _sums: Tensor | None = None
+    _logged_step: int = 0
 
     def accumulate(self, metrics: Mapping[str, Tensor], images: int) -> None:
         """Add scalars of one training step, to be logged as ``train/<name>`` means at the next written line."""
@@ -80,24 +80,42 @@ class GenerativeModel(LightningModule):
         means = dict(zip(self._names, self._sums / self._steps, strict=True))
         speed = self._images * trainer.world_size / (now - self._clock)
         self._sums, self._clock = None, now
-        self.log("train/loss", means.pop("loss"), prog_bar=True, sync_dist=True)
-        self.log_dict({f"train/{name}": mean for name, mean in means.items()}, sync_dist=True)
+        for i, (name, mean) in enumerate(means.items()):
+            self.log(f"train/{name}", mean, prog_bar=i == 0, sync_dist=True)
         self.log("train/images_per_second", speed)
 
     # -- randomness and checkpoints ----------------------------------------------------------------
 
-    _rng_state: Tensor | None = None
+    _restored: Mapping[str, Any] = MappingProxyType({})
 
     def on_train_start(self) -> None:
-        """Go on with the noise of the checkpoint; several processes each draw their own."""
+        """Go on with a resumed run's noise (one process, CPU); several processes each draw their own."""
         self._sums, self._logged_step = None, self.trainer.global_step
+        # nothing is resumed where only `load_from_checkpoint` was called
+        restored = self._restored if self.trainer.ckpt_path is not None else {}
+        self._restored = {}
         if self.trainer.world_size > 1:
             torch.manual_seed(torch.initial_seed() + self.global_rank)
-        elif self._rng_state is not None:
-            torch.random.set_rng_state(self._rng_state)
+        elif "rng_state" in restored:
+            torch.random.set_rng_state(restored["rng_state"])
+        self._keep_learning_rate(restored.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("lr"))
+
+    def _keep_learning_rate(self, before: float | None) -> None:
+        """Lightning restores the optimisers with the checkpoint's learning rate: one newly given wins over it."""
+        now = self.hparams.get("lr")
+        if before is None or now is None or now == before:
+            return
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] *= now / before
+                group["initial_lr"] = group.get("initial_lr", before) * now / before
+        for config in self.trainer.lr_scheduler_configs:
+            config.scheduler.base_lrs = [lr * now / before for lr in config.scheduler.base_lrs]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._rng_state = checkpoint.get("rng_state")
+        self._restored = {
+            key: checkpoint[key] for key in ("rng_state", self.CHECKPOINT_HYPER_PARAMS_KEY) if key in checkpoint
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample."""

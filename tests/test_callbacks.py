@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from torch import nn
 
@@ -138,7 +139,14 @@ def test_wandb_gets_the_picture_with_its_step(tmp_path):
     from callbacks._logging import log_image
 
     logger = create_autospec(WandbLogger, instance=True)
-    run = Mock(log_dir=str(tmp_path), fast_dev_run=False, is_global_zero=True, testing=False, loggers=[logger])
+    run = Mock(
+        state=Mock(fn=TrainerFn.FITTING),
+        log_dir=str(tmp_path),
+        fast_dev_run=False,
+        is_global_zero=True,
+        testing=False,
+        loggers=[logger],
+    )
     run.current_epoch, run.global_step = 3, 70
     log_image(run, "samples", torch.zeros(3, 4, 4))
     (name, images), kwargs = logger.log_image.call_args
@@ -149,7 +157,7 @@ def test_wandb_gets_the_picture_with_its_step(tmp_path):
 def test_the_report_has_the_folder_the_numbers_and_the_protocol(data, tmp_path, capsys):
     trainer(tmp_path, callbacks=[SampleGrid(), Report()]).test(Sampler(), datamodule=data, verbose=False)
     out = capsys.readouterr().out
-    assert "test of Sampler: 40 test images of FashionMNIST, 8-bit" in out
+    assert "test of Sampler: test images of FashionMNIST, 28x28, 8-bit" in out
     assert "3.2500  ± 0.5000" in out and "samples_test.png" in out
     results = json.loads((tmp_path / "run" / "version_0" / "results.json").read_text())
     assert results["metrics"] == {"nll": 3.25, "nll_stderr": 0.5}

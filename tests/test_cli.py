@@ -68,7 +68,7 @@ def test_the_checkpoint_alone_is_enough_to_test(fitted, run, capsys):
     )
     assert metrics["elbo"] == pytest.approx(-metrics["kl"] - metrics["reconstruction"], rel=1e-4)
     assert metrics["bpd"] == pytest.approx(metrics["nll"] / (784 * np.log(2)), rel=1e-5)
-    assert "bpd" in out and str(folder) in out and "40 test images of FashionMNIST" in out
+    assert "bpd" in out and str(folder) in out and "test images of FashionMNIST, 28x28, 8-bit; 40 images" in out
     assert (folder / "images" / "samples_test.png").is_file()
 
 
@@ -128,6 +128,8 @@ def test_resuming_keeps_a_changed_learning_rate_out_of_the_checkpoints_hands(fit
         "--trainer.max_epochs=2")  # fmt: skip
     config = yaml.safe_load((fitted.parent / "version_1" / "config.yaml").read_text())
     assert config["model"]["init_args"]["lr"] == 0.25
+    last = torch.load(fitted.parent / "version_1" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -154,6 +156,9 @@ def test_loggers_are_added_and_two_runs_do_not_collide(fragment, run, tmp_path, 
             import wandb
 
             wandb.finish()
+            media = next((tmp_path / "runs" / "wandb").glob("offline-run-*/files/media/images/samples_*.png"))
+            drawn = next((folder / "images").glob("samples_*.png"))
+            assert (picture(media) == picture(drawn)).all() and picture(media).max() > 100
     written = list((tmp_path / "runs" / fragment).iterdir())
     assert len([p for p in written if p.is_dir() and not p.is_symlink()]) == 2
 
@@ -238,4 +243,4 @@ def test_two_processes_train_and_see_every_test_image_once(fitted, data_dir, tmp
     checkpoint = tmp_path / "runs" / "two" / "version_0" / "checkpoints" / "best.ckpt"
     test = [*command, "test", f"--ckpt_path={checkpoint}", *args[:5]]
     out = subprocess.run(test, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert "40 test images" in out.stdout
+    assert "; 40 images;" in out.stdout  # counted over both processes

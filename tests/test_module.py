@@ -55,3 +55,17 @@ def test_accumulated_batches_count_as_one_step(data_dir, tmp_path):
     """Five batches an epoch, two a step: steps end after batches 2, 4, 5 and 7, 9, 10; lines after steps 3 and 6."""
     rows = fit(data_dir, tmp_path, accumulate_grad_batches=2)
     assert [float(row["train/steps"]) for row in rows] == [3, 8]  # of 1..5 and 6..10
+
+
+def test_fine_tuning_from_a_checkpoint_follows_its_own_seed(data_dir, tmp_path):
+    """The noise of a checkpoint is gone on with when a run is resumed, and only then."""
+    data = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    trainer = Trainer(max_steps=1, default_root_dir=tmp_path, enable_checkpointing=False, **quiet)
+    trainer.fit(Counter(), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    model = Counter.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    torch.manual_seed(5)
+    expected = torch.random.get_rng_state()
+    Trainer(max_steps=1, default_root_dir=tmp_path, enable_checkpointing=False, **quiet).fit(model, datamodule=data)
+    assert torch.equal(torch.random.get_rng_state(), expected)

@@ -1,6 +1,6 @@
 """The VAE's bounds against a model whose p(x) is known, and its terms against independent routes."""
 
-import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -130,7 +130,7 @@ def test_iwae_reports_the_elbo_of_the_vae_in_evaluation():
     assert_close(model.terms.compute()[0][0], VAE.objective(model, x)["elbo"].mean().double())
 
 
-def test_kl_warmup_rises_from_zero_to_one_and_leaves_the_elbo_alone(monkeypatch):
+def test_kl_warmup_rises_to_one_and_leaves_the_elbo_alone(monkeypatch):
     model, x = VAE((1, 4, 4), latent=2, hidden=(8,), kl_warmup=9), torch.zeros(2, 1, 4, 4)
     weights = []
     for step in (0, 4, 9, 100):
@@ -158,9 +158,46 @@ def test_bad_arguments_are_named():
         IWAE(k=0)
 
 
-def test_bits_per_dim_of_a_model_that_knows_nothing():
-    """A uniform likelihood costs log 256 a pixel; a fresh network is near it, never below by much."""
-    model = VAE((1, 8, 8), latent=2, hidden=(8,))
-    x = torch.randint(256, (64, 1, 8, 8)).float() / 255
-    nats_per_pixel = -model.log_prob(x, k=20).mean() / 64
-    assert nats_per_pixel > math.log(256) - 0.05
+def test_the_reported_bounds_are_those_of_k_draws(monkeypatch):
+    """`test` on the linear-Gaussian model: each IWAE-k near its value from many draws, and the active dimensions."""
+    model, x = LinearGaussian(0.3), images(4)
+    model.test_k, model.bounds, logged = [1, 5, 50], type(model.bounds)(3), {}
+    monkeypatch.setattr(model, "log_dict", lambda metrics, **_: logged.update(metrics))
+    monkeypatch.setattr(type(model), "trainer", Mock(world_size=1))
+    model.test_step((x.repeat(4000, 1, 1, 1), None), 0)
+    model.on_test_epoch_end()
+    torch.manual_seed(5)
+    log_w = model.chunked_log_weights(x.repeat(4000, 1, 1, 1), 50)
+    for k in model.test_k:
+        expected = log_mean_exp(log_w[:k], 0).mean().item()
+        assert float(logged[f"test/iwae_{k}"]) == pytest.approx(expected, abs=0.06)
+    assert logged["test/iwae_1"] < logged["test/iwae_5"] < logged["test/iwae_50"]
+    assert logged["test/active_units"] == (model.encode(x).var(0) > 0.01).sum()
+    assert torch.equal(model.encode(x), model.q(x).loc)
+    assert "16,000 images" in model.describe_test()
+
+
+def test_the_learning_rate_falls_to_zero_over_the_last_part():
+    model = VAE((1, 4, 4), latent=2, hidden=(8,), lr=0.1, decay_from=0.5)
+    model._trainer = Mock(estimated_stepping_batches=10)
+    configured = model.configure_optimizers()
+    rates = []
+    for _ in range(10):
+        rates.append(configured["optimizer"].param_groups[0]["lr"])
+        configured["optimizer"].step()
+        configured["lr_scheduler"]["scheduler"].step()
+    assert rates == pytest.approx([0.1] * 6 + [0.08, 0.06, 0.04, 0.02])
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 27, 20)])
+def test_convolutional_networks_mirror_each_other_at_any_size(shape):
+    model = VAE(shape, latent=3, network="conv", hidden=(4, 8, 8))
+    assert any(isinstance(module, torch.nn.Conv2d) for module in model.encoder.modules())
+    x = torch.rand(2, *shape)
+    assert model.q(x).loc.shape == (2, 3) and model.decode(torch.zeros(5, 3)).shape == (5, *shape)
+
+
+@pytest.mark.parametrize("wrong", [{"test_k": ()}, {"kl_warmup": -1}, {"free_bits": -1.0}, {"decay_from": 1.5}])
+def test_arguments_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be"):
+        VAE(**wrong)

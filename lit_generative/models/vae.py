@@ -66,8 +66,13 @@ class VAE(GenerativeModel):
         test_k: Sequence[int] = (5, 50, 150),
     ) -> None:
         super().__init__()
-        if not hidden or min(latent, *hidden, *test_k) < 1:
+        if not hidden or not test_k or min(latent, *hidden, *test_k) < 1:
             raise ValueError(f"latent, hidden and test_k must be positive, got {latent}, {hidden}, {test_k}")
+        if min(kl_warmup, free_bits, decay_from) < 0 or decay_from > 1:
+            raise ValueError(
+                f"kl_warmup and free_bits must not be negative, decay_from must be in [0, 1]; "
+                f"got {kl_warmup}, {free_bits}, {decay_from}"
+            )
         self.save_hyperparameters()
         self.image_shape, self.latent, self.dims = image_shape, latent, math.prod(image_shape)
         self.lr, self.decay_from, self.kl_warmup, self.free_bits = lr, decay_from, kl_warmup, free_bits
@@ -79,6 +84,7 @@ class VAE(GenerativeModel):
         encoder, decoder = NETWORKS[network]
         self.encoder = encoder(image_shape, hidden, 2 * latent, getattr(nn, activation))
         self.decoder = decoder(latent, hidden, (self.likelihood.parameters * c, h, w), getattr(nn, activation))
+        self._tested = 0  # images that the last test saw
         self.terms = Moments(3)  # elbo, reconstruction, kl of every image seen in validation or test
         self.bounds = Moments(len(test_k))
         self.codes = Moments(latent)
@@ -140,7 +146,8 @@ class VAE(GenerativeModel):
     def log_prob(self, x: Tensor, c: Tensor | None = None, k: int = 50) -> Tensor:
         """Lower bound on log p(x) from ``k`` importance samples, nats ``(B,)`` (Burda et al., 2016, Eq. 8).
 
-        A bound in expectation, tighter as ``k`` grows; with ``k=1`` a one-draw estimate of the ELBO.
+        A bound in expectation, tighter as ``k`` grows; with ``k=1`` a one-draw estimate of the ELBO. Memory does not
+        grow with ``k`` under ``torch.no_grad()``; with gradients the graph of every draw is kept.
         """
         return log_mean_exp(self.chunked_log_weights(x, k), 0)
 
@@ -151,7 +158,7 @@ class VAE(GenerativeModel):
         return self.q(x).mean
 
     def decode(self, z: Tensor) -> Tensor:
-        """The mean image of p(x|z), ``(B, C, H, W)`` in [0, 1]."""
+        """The image at the centre of p(x|z) (its likelihood's ``mean``), ``(B, C, H, W)`` in [0, 1]."""
         return self.p(z).mean
 
     def reconstruct(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -197,7 +204,8 @@ class VAE(GenerativeModel):
 
     def on_test_epoch_end(self) -> None:
         names = ["elbo", "reconstruction", "kl", *(f"iwae_{k}" for k in self.test_k)]
-        (term, _, term_error), (bound, _, bound_error) = self.terms.compute(), self.bounds.compute()
+        (term, _, term_error, count), (bound, _, bound_error, _) = self.terms.compute(), self.bounds.compute()
+        self._tested = int(count[0])
         metrics: dict[str, Any] = {}
         for name, mean, error in zip(names, [*term, *bound], [*term_error, *bound_error], strict=True):
             metrics |= {name: mean.float(), f"{name}_stderr": error.float()}
@@ -212,7 +220,8 @@ class VAE(GenerativeModel):
 
     def describe_test(self) -> str:
         return (
-            f"nats per image over {self.dims} pixels of {self.levels} levels, ± standard error over images; "
+            f"{self._tested:,} images; nats per image over {self.dims} pixels of {self.levels} levels, "
+            f"± standard error over images; "
             f"elbo, kl, reconstruction: one draw of z; iwae_k: importance-weighted bound with k draws; "
             f"nll{', bpd' if self.levels == 256 else ''}: upper bound from k = {self.test_k[-1]}"
         )
