@@ -79,7 +79,7 @@ class CLI(LightningCLI):
         """Put what a checkpoint says of its model and data before all arguments, so that those win."""
         for key, (base, package) in CHOICES.items():
             name, known = option(args, f"--{key}"), [c.__name__ for c in known_classes(base, package.__name__)]
-            if name is not None and "." not in name and name not in known:
+            if name is not None and name.isidentifier() and name not in known:
                 raise ValueError(f"there is no {key} called {name}: choose from {', '.join(sorted(known))}")
         path = option(args, "--ckpt_path")
         if path is not None and path not in ("best", "last", "hpc"):
@@ -114,6 +114,8 @@ class CLI(LightningCLI):
             run = Path(config.ckpt_path or "").parent
             if run.name == "checkpoints":  # written beside the run that was trained
                 folder, name = run.parent, self.subcommand
+        if self.subcommand == "fit" and getattr(self.datamodule, "val_size", None) == 0:
+            config.checkpoint.monitor = None  # nothing to choose by: the last epoch's is kept
         if config.trainer.logger is False:
             self.save_config_callback = None  # there is no folder of its own for it
         else:

@@ -222,6 +222,14 @@ def test_callbacks_given_replace_the_default_pictures(run, tmp_path):
     assert names == ["samples_epoch0000_step0000005.png"]
 
 
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+def test_without_validation_the_last_epoch_is_kept(run, tmp_path):
+    run("fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--data.val_size=0",
+        "--trainer.max_epochs=1", "--trainer.log_every_n_steps=2")  # fmt: skip
+    folder = tmp_path / "runs" / "vae_fashionmnist" / "version_0" / "checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
 def test_fast_dev_run_writes_nothing(run, tmp_path):
     run("fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--trainer.fast_dev_run=true")
     assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("*.ckpt"))
