@@ -91,6 +91,7 @@ class GenerativeModel(LightningModule):
     def on_train_start(self) -> None:
         """Go on with a resumed run's noise (one process, CPU); several processes each draw their own."""
         self._sums, self._logged_step = None, self.trainer.global_step
+        self._clock = time.perf_counter()  # an epoch that is resumed has no start
         # nothing is resumed where only `load_from_checkpoint` was called
         restored = self._restored if self.trainer.ckpt_path is not None else {}
         self._restored = {}

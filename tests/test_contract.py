@@ -131,7 +131,7 @@ def test_resuming_in_the_middle_of_an_epoch_changes_nothing(model, data_dir, tmp
 
     def run(model, folder, ckpt_path=None):
         every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-        fit = trainer(tmp_path, max_steps=7, callbacks=[every_step])
+        fit = trainer(tmp_path, max_steps=7, callbacks=[every_step], log_every_n_steps=1)
         fit.fit(model, datamodule=data(model, data_dir), ckpt_path=ckpt_path, weights_only=True)
         return torch.load(folder / "step=7.ckpt", weights_only=True)
 

@@ -44,7 +44,7 @@ class VAE(GenerativeModel):
         likelihood: ``bernoulli`` for binarised pixels, ``logistic`` or ``gaussian`` (discretised) for 8-bit ones.
         lr: Learning rate of Adam.
         decay_from: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
-        kl_warmup: Steps over which the KL term's weight rises linearly from 0 to 1 in training.
+        kl_warmup: Steps over which the KL term's weight rises linearly to 1 in training.
         free_bits: Nats per latent dimension below which its mean KL is not penalised (Kingma et al., 2016, Eq. 15).
         test_k: Numbers of importance samples at which ``test`` reports the bound.
     """
@@ -120,7 +120,7 @@ class VAE(GenerativeModel):
 
     @property
     def kl_weight(self) -> float:
-        """Rises from 0 to 1 in ``kl_warmup`` steps (Sønderby et al., 2016)."""
+        """Rises linearly to 1 in ``kl_warmup`` steps (Sønderby et al., 2016)."""
         return min(1.0, (self.global_step + 1) / (self.kl_warmup + 1))
 
     def penalised(self, kl: Tensor) -> Tensor:
@@ -162,12 +162,12 @@ class VAE(GenerativeModel):
         return self.p(z).mean
 
     def reconstruct(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """The mean image of p(x|z) at the posterior's mean, ``(B, C, H, W)`` in [0, 1]."""
+        """Decode the posterior's mean, ``(B, C, H, W)`` in [0, 1] to the same."""
         return self.decode(self.encode(x))
 
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
-        """Mean images of p(x|z) for z ~ p(z): no pixel noise, as is usual; ``(n, C, H, W)`` in [0, 1]."""
+        """Decode z ~ p(z), without pixel noise, as is usual; ``(n, C, H, W)`` in [0, 1]."""
         return self.decode(torch.randn(n, self.latent, device=self.device))
 
     # -- Lightning ---------------------------------------------------------------------------------
