@@ -12,7 +12,7 @@ from callbacks._logging import run_folder
 class Report(Callback):
     """Print the run's folder, its best checkpoint, its pictures, and after a test the table of metrics.
 
-    The table is also written as ``results.json``.
+    The test's numbers and one row to compare models by are also written, as ``results.json`` and ``results.md``.
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -30,23 +30,56 @@ class Report(Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        metrics = {
-            k.removeprefix("test/"): float(v) for k, v in trainer.logged_metrics.items() if k.startswith("test/")
-        }
+        logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
+        metrics = {name.removeprefix("test/"): v for name, v in logged.items() if name.startswith(("test/", "ood/"))}
         data: Any = getattr(trainer, "datamodule", None)
-        protocol = f"{data.describe_test()}; " if hasattr(data, "describe_test") else ""
-        protocol += getattr(pl_module, "describe_test", str)()
-        print(f"\ntest of {type(pl_module).__name__}: {protocol}")
+        speakers = (data, pl_module, *trainer.callbacks)  # type: ignore[attr-defined]
+        protocol = {type(s).__name__: text for s in speakers if (text := getattr(s, "describe_test", str)())}
+        row = _row(pl_module, data, metrics)
+        table = [" | ".join(cells) for cells in (row, ["---"] * len(row), row.values())]
+        text = "".join(f"| {line} |\n" for line in table)
+        text += "".join(f"\n* {name}: {description}" for name, description in protocol.items()) + "\n"
+        print(f"\ntest of {type(pl_module).__name__}")
         for name, value in metrics.items():
-            if not name.endswith("_stderr"):
+            if not name.endswith("_stderr") and not name.startswith("ood/"):  # OODScores prints a table of its own
                 error = metrics.get(f"{name}_stderr")
-                print(f"  {name:<16}{value:>12.4f}" + (f"  ± {error:.4f}" if error is not None else ""))
+                print(f"  {name:<24}{value:>12.4f}" + (f"  ± {error:.4f}" if error is not None else ""))
+        print(f"\n{text}")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            results = {"protocol": protocol, "metrics": metrics}
+            results = {"row": row, "protocol": protocol, "metrics": metrics}
             (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            (folder / "results.md").write_text(text)
             print(f"run folder       {folder}")
             _print_pictures(folder)
+
+
+def _row(model: LightningModule, data: Any, metrics: dict[str, float]) -> dict[str, str]:
+    """One line to compare any two models by; what was not measured is a dash."""
+
+    def cell(name: str, form: str = ".3f") -> str:
+        error = metrics.get(f"{name}_stderr")
+        return (f"{metrics[name]:{form}}" if name in metrics else "-") + (f" ± {error:{form}}" if error else "")
+
+    distance = next((name for name in metrics if name.startswith("fid_")), "fid")
+    seconds = getattr(model, "training_seconds", 0.0)
+    return {
+        "model": type(model).__name__,
+        "data": type(data).__name__,
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "training, min": f"{seconds / 60:.1f}" if seconds else "-",
+        "samples/s": cell("samples_per_second", ".0f"),
+        distance: cell(distance, ".2f"),
+        distance.replace("fid", "kid"): cell(distance.replace("fid", "kid"), ".4f"),
+        "precision": cell("precision"),
+        "recall": cell("recall"),
+        "density": cell("density"),
+        "coverage": cell("coverage"),
+        "NLL, nats": cell("nll", ".1f"),
+        "bits/dim": cell("bpd"),
+        "likelihood": getattr(model, "likelihood_kind", "") or "-",
+        "OOD AUROC": cell("ood/auroc"),
+    }
 
 
 def _print_pictures(folder: Path) -> None:

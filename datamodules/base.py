@@ -5,6 +5,8 @@ and how to fetch them.
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,17 +14,13 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Generator, Tensor
-from torch.nn.functional import pad
-from torchvision.transforms.v2.functional import resize as resize_bilinear
 
+from datamodules.convert import convert, describe
 from datamodules.files import DataError, download, find
-from datamodules.loader import TensorLoader, bernoulli
+from datamodules.loader import TensorLoader, bernoulli, fixed_generator, mutate
 from lit_generative.images import from_uint8
 
 Split = Literal["train", "test"]
-
-# What is binarised once is drawn with these seeds, whatever the run's own: runs stay comparable.
-BINARY_SEEDS = {"train": 1, "val": 2, "test": 3}
 
 
 class ImageData(LightningDataModule):
@@ -42,6 +40,8 @@ class ImageData(LightningDataModule):
             (our own draw, not the file that Larochelle published). With either, validation and test
             images are drawn once, by fixed seeds.
         random_flip: mirror training images with probability 1/2.
+        mutation: share of training pixels that are replaced by uniform levels, drawn anew every time: what a
+            background model for likelihood ratios is trained on (Ren et al., 2019).
         download: fetch the data set if no file of it is found.
         bundled: if all else fails, use the subset that this package brings (Fashion-MNIST only).
         seed: of the split and of the order of training.
@@ -68,6 +68,7 @@ class ImageData(LightningDataModule):
         resize: Literal["pad", "resize"] = "pad",
         binarize: Literal["none", "dynamic", "static"] = "none",
         random_flip: bool = False,
+        mutation: float = 0.0,
         download: bool = True,
         bundled: bool = False,
         seed: int = 0,
@@ -83,10 +84,13 @@ class ImageData(LightningDataModule):
             raise DataError(f"{self.name}: no such choice: resize={resize!r}, binarize={binarize!r}")
         if min(batch_size, size) < 1 or min(seed, val_size or 0) < 0:
             raise DataError(f"{self.name}: batch_size, image_size start at 1, val_size and seed at 0")
+        if not 0 <= mutation <= (binarize != "static"):  # what is drawn once cannot be mutated before
+            raise DataError(f"{self.name}: mutation is a share of pixels, in [0, 1], and 0 with static binarisation")
         if resize == "pad" and size < stored:
             raise DataError(f"{self.name}: cannot pad {stored} pixels to {size}; use resize='resize'")
         self.batch_size, self.val_size, self.seed = batch_size, val_size, seed
         self.resize, self.binarize, self.random_flip = resize, binarize, random_flip
+        self.mutation = mutation
         self.download, self.bundled = download, bundled
         self.image_shape = (self.shape[0], size, size)
         self.levels = 256 if binarize == "none" else 2
@@ -163,34 +167,44 @@ class ImageData(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Load what the stage needs ("fit", "validate", "test", "predict"; None: everything), once."""
         if stage in ("fit", "validate", None) and "train" not in self._sets:
-            images, labels = self._load("train")
-            count = len(images)
+            images, labels = self.stored("train")
+            images, count = self.convert(images), len(images)
             held_out = count // self.val_share if self.val_size is None else self.val_size
             if held_out >= count:
                 raise DataError(f"{self.name}: val_size={held_out} leaves none of {count} images to train on")
             order = torch.randperm(count, generator=Generator().manual_seed(self.seed))
             train, val = order[held_out:], order[:held_out]
-            self._keep("val", images[val], labels[val], self.binarize != "none")
-            self._keep("train", images[train], labels[train], self.binarize == "static")
+            self._sets["train"], self._sets["val"] = (images[train], labels[train]), (images[val], labels[val])
+            if self.binarize == "static":
+                self._redraw("train", bernoulli)
+            if self.mutation:
+                self._redraw("val", partial(mutate, share=self.mutation))
+            if self.binarize != "none":
+                self._redraw("val", bernoulli)
         if stage in ("test", "predict", None) and "test" not in self._sets:
-            self._keep("test", *self._load("test"), self.binarize != "none")
+            images, labels = self.stored("test")
+            self._sets["test"] = self.as_test(images), labels
 
-    def _load(self, split: Split) -> tuple[Tensor, Tensor]:
-        images, labels = self.read(self._locate(split), split)
-        size, stored = self.image_shape[-1], self.shape[-1]
-        if size == stored:
-            return images, labels
-        if self.resize == "resize":
-            chunks = [resize_bilinear(chunk, [size, size], antialias=True) for chunk in images.split(1000)]
-            return torch.cat(chunks), labels
-        before = (size - stored) // 2
-        after = size - stored - before
-        return pad(images, (before, after, before, after)), labels
+    def _redraw(self, name: str, draw: Callable[[Tensor, Generator], Tensor]) -> None:
+        images, labels = self._sets[name]
+        self._sets[name] = draw(images, fixed_generator(name)), labels
 
-    def _keep(self, name: str, images: Tensor, labels: Tensor, binarize: bool) -> None:
-        if binarize:
-            images = bernoulli(images, Generator().manual_seed(BINARY_SEEDS[name]))
-        self._sets[name] = images, labels
+    def stored(self, split: Split) -> tuple[Tensor, Tensor]:
+        """A whole split as its files have it: images uint8 ``(N, C, H, W)``, labels int64 ``(N,)``."""
+        return self.read(self._locate(split), split)
+
+    def convert(self, images: Tensor) -> Tensor:
+        """Bring 8-bit images of any size, grey or colour, to `image_shape`; uint8."""
+        return convert(images, self.image_shape, self.resize)
+
+    def describe_conversion(self, images: Tensor) -> str:
+        """What `convert` changes in such images, in words."""
+        return describe(tuple(images.shape[1:]), self.image_shape, self.resize)
+
+    def as_test(self, images: Tensor) -> Tensor:
+        """Any 8-bit images as a model meets them in test: converted, and binarised where the test images are; uint8."""
+        images = self.convert(images)
+        return images if self.binarize == "none" else bernoulli(images, fixed_generator("test"))
 
     # ---- loaders
 
@@ -222,6 +236,7 @@ class ImageData(LightningDataModule):
             rank=rank,
             world_size=world_size,
             random_flip=training and self.random_flip,
+            mutation=self.mutation if training else 0.0,
             binarize=training and self.binarize == "dynamic",
         )
 
@@ -231,10 +246,10 @@ class ImageData(LightningDataModule):
     def describe_test(self) -> str:
         """The test images in one line, for the protocol that is printed with every number."""
         source = " (bundled subset)" if self._told_of_bundle else ""
-        stored, size = self.shape[-1], self.image_shape[-1]
-        change = "" if size == stored else f", {'padded' if self.resize == 'pad' else 'resized'} from {stored}"
+        change = describe(self.shape, self.image_shape, self.resize)
+        size = self.image_shape[-1]
         pixels = "8-bit" if self.binarize == "none" else "binarised once by a fixed seed"
-        return f"test images of {self.name}{source}, {size}x{size}{change}, {pixels}"
+        return f"test images of {self.name}{source}, {size}x{size}{change and ', ' + change}, {pixels}"
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Levels to floats, after the transfer: a quarter of the bytes to move."""

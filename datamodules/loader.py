@@ -13,6 +13,13 @@ from torch import Generator, Tensor
 
 CHUNK = 512  # images drawn at a time by `bernoulli`: the random numbers stay in the processor's cache
 
+SEEDS = {"train": 1, "val": 2, "test": 3}
+
+
+def fixed_generator(split: str) -> Generator:
+    """For what is drawn once (binarisation, mutation): seeded whatever the run's own, so that runs are comparable."""
+    return Generator().manual_seed(SEEDS[split])
+
 
 def bernoulli(images: Tensor, generator: Generator) -> Tensor:
     """Draw each pixel of level k as 255 with probability exactly k/255, else 0; uint8 of any shape."""
@@ -22,6 +29,16 @@ def bernoulli(images: Tensor, generator: Generator) -> Tensor:
         u = torch.randint(0, 255, source.shape, dtype=torch.uint8, generator=generator)
         target.copy_(u < source).mul_(255)
     return binary
+
+
+def mutate(images: Tensor, generator: Generator, share: float) -> Tensor:
+    """Replace each value with probability ``share`` by one of the 256 levels, uniformly; uint8 of any shape."""
+    mutated = images.clone()
+    for target in mutated.split(CHUNK):
+        levels = torch.randint(0, 256, target.shape, dtype=torch.uint8, generator=generator)
+        chosen = torch.rand(target.shape, generator=generator) < share
+        target.copy_(torch.where(chosen, levels, target))
+    return mutated
 
 
 class TensorLoader:
@@ -38,12 +55,13 @@ class TensorLoader:
         seed: non-negative.
         rank: this process among the ``world_size`` that share the set.
         random_flip: mirror each image with probability 1/2, drawn anew every epoch.
+        mutation: replace this share of pixels every epoch, see `mutate`.
         binarize: draw each pixel anew every epoch (dynamic binarisation), see `bernoulli`.
 
     Yields ``(x, c)``: x uint8 ``(B, C, H, W)``, c int64 ``(B,)``.
 
     Memory: ``random_flip`` keeps a mirrored copy beside the images (mirroring a batch costs more than
-    fetching it); ``binarize`` draws all of them anew as an epoch starts, into one more copy (two while
+    fetching it); ``mutation`` and ``binarize`` draw all of them anew as an epoch starts, into one more copy (two while
     Lightning still holds the last epoch's iterator). Every rank draws the whole set, so that the draw of
     an image depends neither on the rank nor on the batch size.
     """
@@ -60,6 +78,7 @@ class TensorLoader:
         rank: int = 0,
         world_size: int = 1,
         random_flip: bool = False,
+        mutation: float = 0.0,
         binarize: bool = False,
     ) -> None:
         if len(images) != len(labels) or batch_size < 1 or not 0 <= rank < world_size:
@@ -71,7 +90,7 @@ class TensorLoader:
         self.batch_size = batch_size
         self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
         self.rank, self.world_size = rank, world_size
-        self.random_flip, self.binarize = random_flip, binarize
+        self.random_flip, self.mutation, self.binarize = random_flip, mutation, binarize
         self.epoch = 0
         self.position = 0  # batches yielded in this epoch
         self._start = 0  # where the next iteration begins: 0, unless a state was loaded
@@ -108,7 +127,8 @@ class TensorLoader:
         start, self._start = self._start, 0
         generator = self._generator()
         batches = self._order(generator).split(self.batch_size)
-        images = bernoulli(self.images, generator) if self.binarize else self.images
+        images = mutate(self.images, generator, self.mutation) if self.mutation else self.images
+        images = bernoulli(images, generator) if self.binarize else images
         rows = images.flatten(1)  # index_select copies rows of a matrix fastest
         shape = (-1, *images.shape[1:])
         for position in range(start, len(self)):

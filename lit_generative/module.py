@@ -25,6 +25,8 @@ class GenerativeModel(LightningModule):
 
     image_shape: tuple[int, int, int]
     levels: int = 256
+    likelihood_kind: str = ""  # what ``nll`` and ``bpd`` of `test` are: exact, or a bound and which; empty: none
+    training_seconds: float = 0.0  # wall time behind the weights, over all the runs that were resumed
 
     def setup(self, stage: str) -> None:
         self.require_fitting(getattr(self.trainer, "datamodule", None))
@@ -87,11 +89,12 @@ class GenerativeModel(LightningModule):
     # -- randomness and checkpoints ----------------------------------------------------------------
 
     _restored: Mapping[str, Any] = MappingProxyType({})
+    _started: float | None = None
 
     def on_train_start(self) -> None:
         """Go on with a resumed run's noise (one process, CPU); several processes each draw their own."""
         self._sums, self._logged_step = None, self.trainer.global_step
-        self._clock = time.perf_counter()  # an epoch that is resumed has no start
+        self._clock = self._started = time.perf_counter()  # an epoch that is resumed has no start
         # nothing is resumed where only `load_from_checkpoint` was called
         restored = self._restored if self.trainer.ckpt_path is not None else {}
         self._restored = {}
@@ -100,6 +103,11 @@ class GenerativeModel(LightningModule):
         elif "rng_state" in restored:
             torch.random.set_rng_state(restored["rng_state"])
         self._keep_learning_rate(restored.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("lr"))
+
+    def on_train_end(self) -> None:
+        assert self._started is not None
+        self.training_seconds += time.perf_counter() - self._started
+        self._started = None
 
     def _keep_learning_rate(self, before: float | None) -> None:
         """Lightning restores the optimisers with the checkpoint's learning rate: one newly given wins over it."""
@@ -114,6 +122,7 @@ class GenerativeModel(LightningModule):
             config.scheduler.base_lrs = [lr * now / before for lr in config.scheduler.base_lrs]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.training_seconds = checkpoint.get("training_seconds", 0.0)
         self._restored = {
             key: checkpoint[key] for key in ("rng_state", self.CHECKPOINT_HYPER_PARAMS_KEY) if key in checkpoint
         }
@@ -121,6 +130,8 @@ class GenerativeModel(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample."""
         checkpoint["rng_state"] = torch.random.get_rng_state()
+        running = 0.0 if self._started is None else time.perf_counter() - self._started
+        checkpoint["training_seconds"] = self.training_seconds + running
         checkpoint["class_path"] = class_path(self)
         data = getattr(self._trainer, "datamodule", None)
         if data is not None and data.hparams:

@@ -24,6 +24,13 @@ class HasLogProb(Protocol):
 
 
 @runtime_checkable
+class HasOODScores(Protocol):
+    def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
+        """The model's own scores of each image, higher the more it looks out of distribution, ``(B,)`` by name."""
+        ...
+
+
+@runtime_checkable
 class Reconstructs(Protocol):
     def reconstruct(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Encode and decode images; ``(B, C, H, W)`` in [0, 1] to the same."""

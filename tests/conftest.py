@@ -14,6 +14,11 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_user_cache(tmp_path_factory):
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """MNIST, FashionMNIST and KMNIST in torchvision's layout: 96 + 40 made images of bright strokes on black."""

@@ -75,9 +75,9 @@ def test_samples_come_from_the_same_noise_every_time(data, tmp_path):
 
 
 def test_every_n_epochs(data, tmp_path):
-    callback = SampleGrid(n=1, every_n_epochs=3)
-    trainer(tmp_path, callbacks=[callback], max_epochs=4).fit(Sampler(), datamodule=data)
-    assert [name.split("_")[1] for name in pictures(tmp_path)] == ["epoch0000", "epoch0003"]
+    callback = SampleGrid(n=1, every_n_epochs=2)
+    trainer(tmp_path, callbacks=[callback], max_epochs=5).fit(Sampler(), datamodule=data)
+    assert [name.split("_")[1] for name in pictures(tmp_path)] == ["epoch0001", "epoch0003"]
 
 
 def test_originals_stand_above_their_reconstructions(data, tmp_path):
@@ -157,10 +157,13 @@ def test_wandb_gets_the_picture_with_its_step(tmp_path):
 def test_the_report_has_the_folder_the_numbers_and_the_protocol(data, tmp_path, capsys):
     trainer(tmp_path, callbacks=[SampleGrid(), Report()]).test(Sampler(), datamodule=data, verbose=False)
     out = capsys.readouterr().out
-    assert "test of Sampler: test images of FashionMNIST, 28x28, 8-bit" in out
+    assert "test of Sampler" in out and "* FashionMNIST: test images of FashionMNIST, 28x28, 8-bit" in out
     assert "3.2500  ± 0.5000" in out and "samples_test.png" in out
     results = json.loads((tmp_path / "run" / "version_0" / "results.json").read_text())
     assert results["metrics"] == {"nll": 3.25, "nll_stderr": 0.5}
+    assert results["row"]["NLL, nats"] == "3.2 ± 0.5" and results["row"]["parameters"] == "2"
+    assert results["row"]["recall"] == "-"  # not measured
+    assert "| Sampler | FashionMNIST | 2 |" in (tmp_path / "run" / "version_0" / "results.md").read_text()
 
 
 def test_predictions_are_written_in_order(data, tmp_path):

@@ -20,6 +20,10 @@ ALLOWED = {  # package -> what it may import of ours
         "lit_generative.images",
         "lit_generative.metrics",
         "lit_generative.randomness",
+        "lit_generative.features",
+        "lit_generative.statistics",
+        "lit_generative.ood",
+        "lit_generative.checkpoints",
     ),
 }
 

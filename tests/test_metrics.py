@@ -1,7 +1,16 @@
+import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_generative.metrics import Moments
+from lit_generative.metrics import (
+    Features,
+    Gaussian,
+    Moments,
+    density_coverage,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
 
 
 def test_moments_do_not_depend_on_the_batches():
@@ -22,3 +31,110 @@ def test_moments_are_float64_for_float32_values_and_not_in_checkpoints():
     assert moments.compute().shape == (4, 1)  # torchmetrics would squeeze a single number
     assert moments.compute().dtype == torch.float64
     assert not moments.state_dict()
+
+
+def gaussian(mean, covariance):
+    mean = torch.as_tensor(mean, dtype=torch.float64)
+    return Gaussian(10_000, mean, torch.as_tensor(covariance, dtype=torch.float64), torch.empty(0, len(mean)))
+
+
+def rotation(d):
+    return torch.linalg.qr(torch.randn(d, d, dtype=torch.float64)).Q
+
+
+def test_frechet_distance_of_gaussians_whose_covariances_commute_has_a_closed_form():
+    d, q = 40, rotation(40)
+    a, b, shift = torch.rand(d).double() + 0.1, torch.rand(d).double() + 0.1, torch.randn(d).double()
+    p_1 = gaussian(torch.zeros(d), q @ torch.diag(a) @ q.T)
+    p_2 = gaussian(shift, q @ torch.diag(b) @ q.T)
+    expected = float(shift.square().sum() + (a.sqrt() - b.sqrt()).square().sum())
+    assert frechet_distance(p_1, p_2) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(p_2, p_1) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(p_1, p_1) == pytest.approx(0, abs=1e-10)
+
+
+def test_frechet_distance_agrees_with_the_square_root_of_a_matrix():
+    scipy = pytest.importorskip("scipy.linalg")
+    x, y = torch.randn(500, 100).double() @ rotation(100), 1.5 * torch.randn(700, 100).double() + 0.1
+    p, q = Gaussian.of(x @ torch.randn(100, 100).double()), Gaussian.of(y)
+    root = scipy.sqrtm((p.covariance @ q.covariance).numpy())
+    expected = (p.mean - q.mean).square().sum() + p.covariance.trace() + q.covariance.trace() - 2 * root.trace().real
+    assert frechet_distance(p, q) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("with_rows", [True, False])
+def test_frechet_distance_of_fewer_samples_than_features(with_rows):
+    """Rows along r orthogonal directions, one by one: the covariances commute and are singular."""
+    d, q = 60, rotation(60)
+
+    def features(scale):  # mean 0, covariance diag(scale^2 / (2 r - 1) * 2) in the rotated axes
+        rows = torch.diag(scale)
+        return torch.cat([rows, -rows]) @ q[: len(scale)]
+
+    a, b = torch.rand(20).double() + 0.5, torch.rand(20).double() + 0.5
+    p_1, p_2 = Gaussian.of(features(a)), Gaussian.of(features(b))
+    assert p_1.root() is not None and len(p_1.root()) < d
+    if not with_rows:
+        p_1, p_2 = (p._replace(rows=p.rows[:0]) for p in (p_1, p_2))
+    expected = float((a - b).square().sum() * 2 / 39)
+    assert frechet_distance(p_1, p_2) == pytest.approx(expected, abs=1e-6)
+    full = gaussian(torch.zeros(d), torch.eye(d))  # singular against regular
+    expected = float((a * (2 / 39) ** 0.5 - 1).square().sum() + d - 20)
+    assert frechet_distance(p_1, full) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(full, p_1) == pytest.approx(expected, rel=1e-6)
+
+
+def test_features_of_another_extractor_are_refused():
+    with pytest.raises(ValueError, match="2 and 3 dimensions"):
+        frechet_distance(gaussian(torch.zeros(2), torch.eye(2)), gaussian(torch.zeros(3), torch.eye(3)))
+
+
+def test_features_do_not_depend_on_batches_or_their_order():
+    x = 5 + torch.randn(300, 8)
+    features = Features(8, keep=50)
+    for index in torch.randperm(300).split([1, 200, 99]):
+        features.update(x[index], index)
+    p = features.compute()
+    assert p.n == 300 and torch.equal(p.rows, x[:50])
+    assert_close(p.mean, x.double().mean(0))
+    assert_close(p.covariance, torch.cov(x.double().T))
+
+
+def measures(fake, real):
+    return {
+        "kid": kernel_distance(fake, real)[0],
+        **dict(zip(("precision", "recall"), precision_recall(fake, real), strict=True)),
+        **dict(zip(("density", "coverage"), density_coverage(fake, real), strict=True)),
+    }
+
+
+def test_neighbourhood_metrics_of_one_law_against_itself():
+    m = measures(torch.randn(1500, 4), torch.randn(1500, 4))
+    assert abs(m["kid"]) < 0.01
+    assert (
+        m["precision"] > 0.9 and m["recall"] > 0.9 and m["coverage"] > 0.9 and m["density"] == pytest.approx(1, abs=0.1)
+    )
+    x = torch.randn(300, 4)
+    m = measures(x, x)
+    assert m["precision"] == m["recall"] == m["coverage"] == 1
+
+
+def test_neighbourhood_metrics_of_disjoint_sets():
+    m = measures(torch.randn(300, 4) + 50, torch.randn(300, 4))
+    assert m["precision"] == m["recall"] == m["density"] == m["coverage"] == 0 and m["kid"] > 1
+
+
+def test_neighbourhood_metrics_see_a_collapsed_mode():
+    """Two far modes of which the samples know one: all samples are right, half of the images are missed."""
+    real = torch.randn(600, 4) + 30 * (torch.arange(600) % 2)[:, None]
+    m = measures(torch.randn(600, 4), real)
+    assert m["precision"] > 0.9 and m["density"] > 0.9
+    assert m["recall"] == pytest.approx(0.5, abs=0.05) and 0.3 < m["coverage"] <= 0.5
+
+
+def test_density_and_coverage_count_balls():
+    """Images on a line at 0..9: balls of k = 1 have radius 1, without their border."""
+    real, fake = torch.arange(10.0)[:, None], torch.tensor([[0.25], [4.5], [100.0]])
+    density, coverage = density_coverage(fake, real, k=1)
+    # 0.25 lies in the balls of 0 and 1, 4.5 in those of 4 and 5, 100 in none
+    assert density == pytest.approx(4 / 3) and coverage == pytest.approx(0.4)

@@ -77,6 +77,7 @@ class VAE(GenerativeModel):
         self.image_shape, self.latent, self.dims = image_shape, latent, math.prod(image_shape)
         self.lr, self.decay_from, self.kl_warmup, self.free_bits = lr, decay_from, kl_warmup, free_bits
         self.test_k = sorted(test_k)
+        self.likelihood_kind = f"bound, IWAE-{self.test_k[-1]}"
         self.likelihood = LIKELIHOODS[likelihood]
         self.levels = self.likelihood.levels
 
@@ -151,6 +152,11 @@ class VAE(GenerativeModel):
         """
         return log_mean_exp(self.chunked_log_weights(x, k), 0)
 
+    def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
+        """The two costs whose sum is the negative ELBO, nats ``(B,)``."""
+        terms = VAE.objective(self, x)
+        return {"reconstruction": terms["reconstruction"], "kl": terms["kl"]}
+
     # -- latent space and sampling -----------------------------------------------------------------
 
     def encode(self, x: Tensor) -> Tensor:
@@ -212,6 +218,7 @@ class VAE(GenerativeModel):
         metrics |= {"nll": -metrics[names[-1]], "nll_stderr": metrics[f"{names[-1]}_stderr"]}
         if self.levels == 256:
             metrics["bpd"] = bits_per_dim(metrics[names[-1]], self.dims)
+            metrics["bpd_stderr"] = bits_per_dim(-metrics["nll_stderr"], self.dims)
         # a dimension is active if its posterior mean varies over the data (Burda et al., 2016, Section 5)
         metrics["active_units"] = (self.codes.compute()[1] > 0.01).sum().float()
         self.log_dict({f"test/{name}": value for name, value in metrics.items()}, sync_dist=True)

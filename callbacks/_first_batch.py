@@ -1,0 +1,49 @@
+"""The moments at which a callback looks at a model."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+
+class FirstBatch(Callback):
+    """Look at the model after the first batch of a validation that is due, and of a test.
+
+    Weights are touched in batch hooks only: averaged weights are swapped in before and out after them. All ranks look.
+    ``every_n_epochs`` counts as the Trainer's ``check_val_every_n_epoch`` does; 0: in test only.
+    """
+
+    every_n_epochs: int = 1
+
+    def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        raise NotImplementedError
+
+    def due(self, trainer: Trainer) -> bool:
+        """Whether this validation is to be looked at; those that are run by themselves always are."""
+        if trainer.sanity_checking or not self.every_n_epochs:
+            return False
+        return trainer.state.fn == TrainerFn.VALIDATING or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == dataloader_idx == 0 and self.due(trainer):
+            self.look(trainer, pl_module, batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == dataloader_idx == 0:
+            self.look(trainer, pl_module, batch)

@@ -1,0 +1,37 @@
+"""Plots as pictures for `log_image`."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def picture(figure: "Figure") -> Tensor:
+    """A figure as ``(3, H, W)`` in [0, 1]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1) / 255
+
+
+def histograms(values: Mapping[str, Tensor], label: str) -> Tensor:
+    """The laws of several sets of numbers, outlined over one another; picture ``(3, H, W)``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    finite = {name: v[v.isfinite()].numpy() for name, v in values.items()}
+    together = np.concatenate(list(finite.values()))
+    low, high = np.quantile(together, [0.005, 0.995]) if len(together) else (0.0, 1.0)
+    bins = np.linspace(low, max(high, low + 1e-9), 80).tolist()
+    for name, v in finite.items():
+        axes.hist(np.clip(v, bins[0], bins[-1]), bins, density=True, histtype="step", label=name)
+    axes.set(xlabel=label, ylabel="density", yticks=[])
+    axes.legend(frameon=False)
+    return picture(figure)

@@ -1,0 +1,244 @@
+"""How well a model's likelihood, raw and corrected, tells images of another kind from its own."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Generator, Tensor
+
+from callbacks._first_batch import FirstBatch
+from callbacks._logging import log_image, run_folder
+from callbacks._plots import histograms
+from lit_generative import ood
+from lit_generative.checkpoints import load_model
+from lit_generative.images import from_uint8
+from lit_generative.metrics import PerImage
+from lit_generative.protocols import HasLogProb, HasOODScores, require
+from lit_generative.randomness import forked_rng
+
+WARNING = (
+    "likelihood alone is the baseline that is known to fail: a density model may find simpler images of another kind "
+    "more likely than its own (Nalisnick et al., 2019)"
+)
+
+
+class OODScores(FirstBatch):
+    """Score test images and images of other sets, and log AUROC, AUPR and FPR at 95 % TPR of every pair and score.
+
+    The scores, higher where an image looks more out of distribution, are those of `lit_generative.ood`, and those that
+    the model itself offers (`HasOODScores`). All images go through the pipeline of the model's own data. Written beside
+    the test's results, in ``ood/``: a table, histograms, and the scores of every image.
+
+    Args:
+        data: The other sets; one of the same class as the model's own is left out.
+        background: Checkpoint of a model of the background, for likelihood ratios.
+        synthetic: Also score uniform noise, constant images, and the test images flipped and inverted.
+        num_images: Images of each set, the same number of each, drawn by a fixed seed.
+        headline: The score whose AUROC, averaged over ``data``, stands for the model as ``ood/auroc``.
+        every_n_epochs: Score also in validation; 0: in test only.
+        batch_size: Images scored at a time.
+        resamples: Bootstrap resamples behind the intervals.
+        strict: Without it, what the model cannot do and sets that are not there are left out with one line.
+        seed: Of the images, the model's draws and the bootstrap.
+
+    Raises:
+        TypeError: The model has no ``log_prob``, or the data cannot give their images.
+    """
+
+    def __init__(
+        self,
+        data: list[LightningDataModule],
+        background: str | None = None,
+        synthetic: bool = True,
+        num_images: int = 2000,
+        headline: Literal["likelihood", "typicality", "complexity", "ratio"] = "complexity",
+        every_n_epochs: int = 0,
+        batch_size: int = 128,
+        resamples: int = 1000,
+        strict: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if min(num_images, batch_size, resamples) < 1 or every_n_epochs < 0:
+            raise ValueError("OODScores: num_images, batch_size and resamples start at 1, every_n_epochs at 0")
+        if headline == "ratio" and background is None:
+            raise ValueError("OODScores: headline ratio needs the checkpoint of a background")
+        self.data, self.background, self.synthetic, self.num_images = data, background, synthetic, num_images
+        self.headline, self.every_n_epochs, self.batch_size = headline, every_n_epochs, batch_size
+        self.resamples, self.strict, self.seed = resamples, strict, seed
+        self._sets: dict[str, Tensor] = {}
+        self._others: list[str] = []
+        self._background: Any = None
+        self._rows: dict[str, PerImage] = {}
+
+    # -- the start of a run ------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage not in ("test", "fit") or (stage == "fit" and not self.every_n_epochs) or self._sets:
+            return
+        try:
+            require(pl_module, HasLogProb, self)
+        except TypeError as error:
+            if self.strict:
+                raise
+            rank_zero_info(f"no out-of-distribution scores: {error}")
+            return
+        own: Any = getattr(trainer, "datamodule", None)
+        for data in (own, *self.data):
+            if not all(hasattr(data, name) for name in ("stored", "as_test", "describe_conversion")):
+                raise TypeError(f"OODScores: {type(data).__name__} does not give its images (`stored`, `as_test`)")
+        if self.background is not None:
+            self._background = load_model(self.background)
+            require(self._background, HasLogProb, self)
+        given = {"train": own.stored("train")[0], "test": own.stored("test")[0]}
+        for other in self.data:
+            if type(other) is not type(own):
+                given |= self._fetch(trainer, other, own)
+        self._others = [name for name in given if name not in ("train", "test")]
+        self._sets = {name: own.as_test(self._choose(images)) for name, images in given.items()}
+        if self.synthetic:
+            made = ood.simple_images(own.convert(self._choose(given["test"])), self.seed)
+            self._sets |= {name: own.as_test(images) for name, images in made.items()}
+
+    def _fetch(self, trainer: Trainer, other: Any, own: Any) -> dict[str, Tensor]:
+        """The test images of another set, searched where the model's own were, unless it names a folder."""
+        if other.hparams.get("data_dir") is None and own.hparams.get("data_dir") is not None:
+            other.hparams["data_dir"] = own.hparams["data_dir"]
+        try:
+            try:
+                if trainer.local_rank == 0:
+                    other.prepare_data()
+            finally:  # other ranks wait also for a download that fails
+                trainer.strategy.barrier("ood")
+            images = other.stored("test")[0]
+        except ValueError as error:
+            if self.strict:
+                raise
+            rank_zero_info(f"out-of-distribution scores without {type(other).__name__}: {error}")
+            return {}
+        if change := own.describe_conversion(images):
+            rank_zero_info(f"out-of-distribution images of {other.name}: {change}, as the model's own data")
+        return {other.name: images}
+
+    def _choose(self, images: Tensor) -> Tensor:
+        order = torch.randperm(len(images), generator=Generator().manual_seed(self.seed))
+        return images[order[: self.num_images]]
+
+    # -- looking at the images ---------------------------------------------------------------------
+
+    def look(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
+        if self._background is not None:
+            self._background.to(pl_module.device)
+        for name, images in self._sets.items():
+            rows = self._rows[name] = PerImage().to(pl_module.device)
+            batches = images.split(self.batch_size)
+            for i in range(trainer.global_rank, max(len(batches), trainer.world_size), trainer.world_size):
+                mine = i < len(batches)  # a rank without a batch still has to know the columns
+                columns = self._columns_of(pl_module, batches[i if mine else 0], self.seed + i)
+                self._columns = list(columns)
+                values = torch.stack([c.to(pl_module.device, torch.float64) for c in columns.values()], -1)
+                index = i * self.batch_size + torch.arange(len(values), device=pl_module.device)
+                rows.update(values[: None if mine else 0], index[: None if mine else 0])
+
+    def _columns_of(self, model: Any, images: Tensor, seed: int) -> dict[str, Tensor]:
+        """Everything about each image that the scores are made of; the same draws whatever else is scored."""
+        x = from_uint8(images.to(model.device))
+        columns = {}
+        with forked_rng(seed, model.device):
+            columns["log_prob"] = model.log_prob(x)
+        columns["code_length"] = ood.code_length(images)
+        if self._background is not None:
+            with forked_rng(seed, model.device):
+                columns["background"] = self._background.log_prob(x)
+        if isinstance(model, HasOODScores):
+            with forked_rng(seed, x.device):
+                columns |= model.ood_scores(x)
+        return columns
+
+    # -- numbers -----------------------------------------------------------------------------------
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._rows:
+            return
+        columns = {name: dict(zip(self._columns, rows.compute().T, strict=True)) for name, rows in self._rows.items()}
+        self._rows = {}
+        metrics = self._evaluate(columns) if trainer.is_global_zero else {}
+        metrics = trainer.strategy.broadcast(metrics)
+        # the same everywhere: sync_dist only spares Lightning's warning
+        pl_module.log_dict({f"ood/{name}": value for name, value in metrics.items()}, sync_dist=True)
+
+    def _evaluate(self, columns: dict[str, dict[str, Tensor]]) -> dict[str, float]:
+        log_probs = {name: c["log_prob"] for name, c in columns.items()}
+        self._scores = {}
+        for name, c in columns.items():
+            made_of = (c.pop("log_prob"), log_probs["train"], c.pop("code_length"), c.pop("background", None))
+            self._scores[name] = ood.scores(*made_of) | c  # what is left is the model's own
+        inside = self._scores["test"]
+        metrics = {f"{name}/log_prob": float(values.mean()) for name, values in log_probs.items()}
+        self._lines = [
+            "| images | log p(x), nats | score | AUROC | AUPR | FPR at 95 % TPR |",
+            "|---|---:|---|---:|---:|---:|",
+        ]
+        for name, values in log_probs.items():
+            mean = f"{name} ({len(values):,}) | {values.mean():.1f} ± {values.std() / math.sqrt(len(values)):.1f}"
+            if name in ("train", "test"):
+                self._lines.append(f"| {mean} | | | | |")
+                continue
+            for score, outside in self._scores[name].items():
+                measured = ood.detection(inside[score], outside, self.resamples, self.seed)
+                metrics |= {f"{name}/{measure}_{score}": values[0] for measure, values in measured.items()}
+                cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in measured.values()]
+                self._lines.append(f"| {mean} | {score} | {' | '.join(cells)} |")
+        if self._others:
+            headline = [metrics[f"{name}/auroc_{self.headline}"] for name in self._others]
+            metrics["auroc"] = sum(headline) / len(headline)
+        broken = sum(int((~values.isfinite()).sum()) for scores in self._scores.values() for values in scores.values())
+        metrics["not_finite"] = float(broken)
+        if broken:
+            rank_zero_warn(f"{broken} out-of-distribution scores are NaN or infinite: NaN counts against the score")
+        return metrics
+
+    # -- what stays --------------------------------------------------------------------------------
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = run_folder(trainer)
+        if not self._sets or not trainer.is_global_zero:
+            return
+        table = "\n".join(self._lines)
+        print(f"\nout of distribution: {self.describe_test()}\n{table}\n{WARNING}")
+        for score in self._scores["test"]:
+            values = {name: scores[score] for name, scores in self._scores.items()}
+            log_image(trainer, f"ood-{score}", histograms(values, f"{score} (higher: further out)"))
+        if folder is not None:
+            (folder / "ood").mkdir(parents=True, exist_ok=True)
+            (folder / "ood" / "table.md").write_text(f"{self.describe_test()}\n\n{table}\n\n{WARNING}\n")
+            self._write_scores(folder / "ood" / "scores.csv")
+
+    def _write_scores(self, path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["images", "number", *self._scores["test"]])
+            for name, scores in self._scores.items():
+                for number, row in enumerate(zip(*(s.tolist() for s in scores.values()), strict=True)):
+                    writer.writerow([name, number, *row])
+
+    def describe_test(self) -> str:
+        """The protocol of the numbers."""
+        if not self._sets:
+            return "none"
+        return (
+            f"test images against each set, up to {self.num_images:,} images of each, in the model's own pipeline; "
+            f"95 % bootstrap intervals ({self.resamples} resamples); AUPR with the other set as positive class; "
+            f"typicality against the mean over training images; complexity: shortest of PNG, WebP and JPEG 2000; "
+            f"ood/auroc: {self.headline}, mean over {', '.join(self._others) or 'no set'}"
+        )

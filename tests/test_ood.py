@@ -1,0 +1,92 @@
+"""Scores of what looks out of distribution, and how well they tell."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lit_generative import ood
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_measures_are_those_of_scikit_learn(ties):
+    metrics = pytest.importorskip("sklearn.metrics")
+    inside, outside = torch.randn(313).double(), 0.8 + torch.randn(171).double()
+    if ties:
+        inside, outside = inside.mul(3).round(), outside.mul(3).round()
+    measured = {name: value[0] for name, value in ood.detection(inside, outside, resamples=2).items()}
+    scores = torch.cat([inside, outside]).numpy()
+    positive = np.r_[np.zeros(313), np.ones(171)]
+    assert measured["auroc"] == pytest.approx(metrics.roc_auc_score(positive, scores))
+    assert measured["aupr"] == pytest.approx(metrics.average_precision_score(positive, scores))
+    fpr, tpr, _ = metrics.roc_curve(1 - positive, -scores, drop_intermediate=False)
+    assert measured["fpr95"] == pytest.approx(fpr[np.argmax(tpr >= 0.95)])
+
+
+def test_the_sign_and_the_extremes():
+    near, far = torch.randn(200), torch.randn(200) + 20
+    best, worst = ood.detection(near, far, 10), ood.detection(far, near, 10)
+    assert (best["auroc"][0], best["aupr"][0], best["fpr95"][0]) == (1, 1, 0)
+    assert worst["auroc"][0] == 0 and worst["fpr95"][0] == 1  # printed as it is, never turned round
+
+
+def test_intervals_hold_the_value_and_narrow_with_the_number_of_images():
+    def width(n):
+        value, low, high = ood.detection(torch.randn(n), torch.randn(n) + 1)["auroc"]
+        assert low < value < high
+        return high - low
+
+    # the standard error of AUROC at 0.76 and n = m = 500 is about 0.015 (Hanley & McNeil, 1982)
+    assert width(500) == pytest.approx(4 * 0.015, rel=0.2) and width(2000) < 0.7 * width(500)
+
+
+def test_nan_counts_against_the_score():
+    inside, outside, nan = torch.zeros(4), torch.ones(4), torch.tensor([math.nan])
+    assert ood.detection(torch.cat([inside, nan]), outside, 2)["auroc"][0] == pytest.approx(4 / 5)
+    assert ood.detection(inside, torch.cat([outside, nan]), 2)["auroc"][0] == pytest.approx(4 / 5)
+    infinite = torch.tensor([math.inf])  # log p = -inf is an answer
+    assert ood.detection(inside, torch.cat([outside, infinite]), 2)["auroc"][0] == 1
+
+
+def test_scores_by_hand():
+    log_prob, train, background = torch.tensor([-10.0, -4.0]), torch.tensor([-5.0, -7.0]), torch.tensor([-12.0, -12.0])
+    scores = ood.scores(log_prob, train, torch.tensor([3.0, 3.0]), background)
+    assert {name: value.tolist() for name, value in scores.items()} == {
+        "likelihood": [10, 4],
+        "typicality": [4, 2],
+        "complexity": [7, 1],
+        "ratio": [-2, -8],
+    }
+
+
+def test_typicality_tells_what_likelihood_cannot():
+    """A point at the mode of a Gaussian is more likely than any sample of it, and not typical."""
+    d = 100
+    normal = torch.distributions.Normal(0.0, 1.0)
+    log_prob = normal.log_prob(torch.randn(500, d)).sum(-1)
+    train = normal.log_prob(torch.randn(500, d)).sum(-1)
+    mode = normal.log_prob(torch.zeros(50, d)).sum(-1)
+    scores, others = (ood.scores(v, train, torch.zeros(len(v))) for v in (log_prob, mode))
+    assert ood.detection(scores["likelihood"], others["likelihood"], 2)["auroc"][0] == 0
+    assert ood.detection(scores["typicality"], others["typicality"], 2)["auroc"][0] == 1
+
+
+def test_code_lengths_are_lossless_and_grow_with_complexity():
+    noise = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
+    length = ood.code_length(torch.cat([noise, torch.zeros_like(noise)]))
+    assert (length[:5] > 784 * math.log(256)).all()  # no code makes noise shorter
+    assert (length[5:] < 784 * math.log(256) / 10).all()
+    colour = ood.code_length(noise.expand(-1, 3, -1, -1))
+    assert colour.shape == (5,) and (colour < 3 * length[:5]).all()
+
+
+def test_simple_images():
+    test = torch.randint(0, 256, (512, 1, 4, 4), dtype=torch.uint8)
+    sets = ood.simple_images(test, seed=0)
+    assert all(x.shape == test.shape and x.dtype == torch.uint8 for x in sets.values())
+    assert sets["constant"].flatten(1).float().std(1).max() == 0 and len(sets["constant"].unique()) == 256
+    assert_close(sets["inverted"].int() + test.int(), torch.full_like(test, 255).int())
+    assert torch.equal(sets["hflip"].flip(-1), test) and torch.equal(sets["vflip"].flip(-2), test)
+    assert torch.equal(sets["uniform"], ood.simple_images(test, seed=0)["uniform"])

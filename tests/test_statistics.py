@@ -1,0 +1,85 @@
+"""Statistics on disk are found by all that they depend on, and only whole."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lit_generative.metrics import Gaussian
+from lit_generative.statistics import content_hash, path_of, read_statistics, save_statistics
+
+KEY = {"data": "MNIST", "content": "ab", "split": "train", "count": 9, "size": [1, 28, 28], "weights": "cd"}
+
+
+@pytest.fixture
+def gaussian():
+    return Gaussian.of(torch.randn(50, 6))
+
+
+def test_what_is_saved_is_read(gaussian, tmp_path):
+    path = path_of(KEY, tmp_path / "new")
+    save_statistics(path, gaussian, KEY)
+    for ours, again in zip(gaussian, read_statistics(path, KEY), strict=True):
+        assert_close(torch.as_tensor(again), torch.as_tensor(ours), rtol=0, atol=0)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_every_ingredient_leads_to_another_file(tmp_path):
+    paths = {path_of({**KEY, name: "other"}, tmp_path) for name in KEY} | {path_of(KEY, tmp_path)}
+    assert len(paths) == len(KEY) + 1
+
+
+def test_statistics_of_something_else_are_never_used(gaussian, tmp_path):
+    save_statistics(tmp_path / "a.npz", gaussian, {**KEY, "count": 8})
+    with pytest.raises(ValueError, match="statistics of something else"):
+        read_statistics(tmp_path / "a.npz", KEY)
+
+
+def test_a_torn_file_is_never_used(gaussian, tmp_path):
+    path = tmp_path / "a.npz"
+    save_statistics(path, gaussian, KEY)
+    whole = path.read_bytes()
+    for length in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="damaged"):
+            read_statistics(path, KEY)
+    flipped = bytearray(whole)
+    flipped[200] ^= 1  # one bit of mu
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match="damaged"):
+        read_statistics(path, KEY)
+
+
+def test_a_write_that_fails_leaves_what_was_there(gaussian, tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    save_statistics(path, gaussian, KEY)
+    before = path.read_bytes()
+
+    def fail(file, **arrays):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_statistics(path, gaussian, KEY)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_of_pytorch_fid_are_read(tmp_path):
+    np.savez(tmp_path / "theirs.npz", mu=np.arange(3.0), sigma=np.eye(3))
+    p = read_statistics(tmp_path / "theirs.npz")
+    assert p.n == 0 and p.mean.tolist() == [0, 1, 2] and torch.equal(p.covariance, torch.eye(3).double())
+    np.savez(tmp_path / "wrong.npz", mu=np.arange(3.0), sigma=np.eye(2))
+    with pytest.raises(ValueError, match="no mean and covariance"):
+        read_statistics(tmp_path / "wrong.npz")
+    np.savez(tmp_path / "pickled.npz", mu=np.array([{}]), sigma=np.eye(1))
+    with pytest.raises(ValueError, match="damaged or holds no statistics"):
+        read_statistics(tmp_path / "pickled.npz")
+
+
+def test_content_hash_follows_every_pixel_and_the_shape():
+    x = torch.zeros(20_001, 1, 2, 2, dtype=torch.uint8)
+    y = x.clone()
+    y[-1, 0, 1, 1] = 1
+    assert content_hash(x) == content_hash(x.clone())
+    assert len({content_hash(x), content_hash(y), content_hash(x.view(-1, 1, 4, 1)), content_hash(x[:-1])}) == 4
