@@ -18,9 +18,12 @@ def run_folder(trainer: Trainer) -> Path | None:
     return None if folder is None or dry_run else Path(folder)
 
 
-def log_image(trainer: Trainer, name: str, picture: Tensor) -> None:
-    """Write ``picture`` (3, H, W) in [0, 1] as ``images/<name>_epoch..._step....png`` and show it in every logger."""
-    folder, epoch, step = run_folder(trainer), trainer.current_epoch, trainer.global_step
+def log_image(trainer: Trainer, folder: Path | None, name: str, picture: Tensor) -> None:
+    """Write ``picture`` (3, H, W) in [0, 1] as ``images/<name>_epoch..._step....png`` and show it in every logger.
+
+    ``folder`` is what `run_folder` said, on all ranks; here only rank 0 does anything.
+    """
+    epoch, step = trainer.current_epoch, trainer.global_step
     if folder is None or not trainer.is_global_zero:
         return
     stage: Any = trainer.state.fn

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks._first_batch import FirstBatch
-from callbacks._logging import log_image
+from callbacks._logging import log_image, run_folder
 from lit_generative.protocols import require
 from lit_generative.randomness import forked_rng
 
@@ -35,4 +35,4 @@ class Picture(FirstBatch):
     def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         with forked_rng(self.seed, pl_module.device):
             picture = self.draw(pl_module, batch)
-        log_image(trainer, self.name, picture)
+        log_image(trainer, run_folder(trainer), self.name, picture)

@@ -26,9 +26,9 @@ def histograms(values: Mapping[str, Tensor], label: str) -> Tensor:
 
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    finite = {name: v[v.isfinite()].numpy() for name, v in values.items()}
-    together = np.concatenate(list(finite.values()))
-    low, high = np.quantile(together, [0.005, 0.995]) if len(together) else (0.0, 1.0)
+    finite = {name: v[v.isfinite()].numpy() for name, v in values.items() if v.isfinite().any()}
+    together = np.concatenate([*finite.values(), [0.0] if not finite else []])
+    low, high = np.quantile(together, [0.005, 0.995])
     bins = np.linspace(low, max(high, low + 1e-9), 80).tolist()
     for name, v in finite.items():
         axes.hist(np.clip(v, bins[0], bins[-1]), bins, density=True, histtype="step", label=name)

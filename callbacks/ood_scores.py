@@ -218,7 +218,7 @@ class OODScores(FirstBatch):
         print(f"\nout of distribution: {self.describe_test()}\n{table}\n{WARNING}")
         for score in self._scores["test"]:
             values = {name: scores[score] for name, scores in self._scores.items()}
-            log_image(trainer, f"ood-{score}", histograms(values, f"{score} (higher: further out)"))
+            log_image(trainer, folder, f"ood-{score}", histograms(values, f"{score} (higher: further out)"))
         if folder is not None:
             (folder / "ood").mkdir(parents=True, exist_ok=True)
             (folder / "ood" / "table.md").write_text(f"{self.describe_test()}\n\n{table}\n\n{WARNING}\n")

@@ -54,7 +54,7 @@ class Gaussian(NamedTuple):
 
     def root(self) -> Tensor | None:
         """R ``(n, d)`` with R'R the covariance, if all ``n`` vectors are at hand and not more than dimensions."""
-        if not len(self.rows) == self.n <= len(self.mean):
+        if not 1 < len(self.rows) == self.n <= len(self.mean):
             return None
         return (self.rows.to(torch.float64) - self.mean) / (self.n - 1) ** 0.5
 

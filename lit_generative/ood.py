@@ -20,7 +20,7 @@ def negative_log_likelihood(log_prob: Tensor) -> Tensor:
 
 def typicality(log_prob: Tensor, train_log_prob: Tensor) -> Tensor:
     """|-log p(x) - H|, H the mean of -log p over training images, nats ``(N,)`` (Nalisnick et al., 2019b, M = 1)."""
-    return (log_prob - train_log_prob.mean()).abs()
+    return (log_prob - train_log_prob[train_log_prob.isfinite()].mean()).abs()
 
 
 def input_complexity(log_prob: Tensor, length: Tensor) -> Tensor:

@@ -5,57 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
-from torch import nn
+from stubs import Quarters, Reconstructor, Sampler, Stub, trainer
 
-from callbacks import PredictionWriter, ReconstructionGrid, Report, SampleGrid
-from datamodules import FashionMNIST
+from callbacks import FID, OODScores, PredictionWriter, ReconstructionGrid, Report, SampleGrid
+from datamodules import MNIST, FashionMNIST
 from lit_generative.models.vae import VAE
-
-
-class Stub(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Linear(1, 1)
-
-    def training_step(self, batch, batch_idx):
-        return self.net(torch.rand(4, 1)).square().mean()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def test_step(self, batch, batch_idx):
-        self.log_dict({"test/nll": 3.25, "test/nll_stderr": 0.5})
-
-    def predict_step(self, batch, batch_idx):
-        return {"label": batch[1]}
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-class Sampler(Stub):
-    def sample(self, n, c=None):
-        return torch.rand(n, 1, 28, 28)
-
-
-class Reconstructor(Stub):
-    def reconstruct(self, x, c=None):
-        return 1 - x
 
 
 @pytest.fixture
 def data(data_dir):
     return FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=32)
-
-
-def trainer(folder, **kwargs):
-    defaults = {"max_epochs": 2, "enable_checkpointing": False, "logger": CSVLogger(folder, "run", 0)}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1, "accelerator": "cpu"}
-    return Trainer(default_root_dir=folder, **{**defaults, **quiet, **kwargs})
 
 
 def pictures(folder):
@@ -98,13 +60,15 @@ def test_a_model_without_the_protocol_is_refused_at_the_start(callback, method, 
 def test_looking_does_not_change_training(data, tmp_path):
     """The same weights and noise after training, with and without the callbacks."""
     results = []
-    for callbacks in ([], [SampleGrid(), ReconstructionGrid(), PredictionWriter(), Report()]):
+    fid = FID(Quarters(), num_samples=20, cache_dir=str(tmp_path / "cache"))
+    looking = [SampleGrid(), ReconstructionGrid(), fid, OODScores([MNIST()], every_n_epochs=1, resamples=2)]
+    for callbacks in ([], [*looking, PredictionWriter(), Report()]):
         torch.manual_seed(0)
         model = VAE(hidden=(8,), latent=2)
         trainer(tmp_path / str(len(callbacks)), callbacks=callbacks).fit(model, datamodule=data)
         results.append((model.state_dict(), torch.random.get_rng_state()))
     torch.testing.assert_close(results[0], results[1], atol=0, rtol=0)
-    assert len(pictures(tmp_path / "4")) == 4
+    assert len(pictures(tmp_path / "6")) == 4
 
 
 def test_validation_itself_does_not_change_training(data, tmp_path):
@@ -148,7 +112,7 @@ def test_wandb_gets_the_picture_with_its_step(tmp_path):
         loggers=[logger],
     )
     run.current_epoch, run.global_step = 3, 70
-    log_image(run, "samples", torch.zeros(3, 4, 4))
+    log_image(run, tmp_path, "samples", torch.zeros(3, 4, 4))
     (name, images), kwargs = logger.log_image.call_args
     assert name == "samples" and len(images) == 1
     assert kwargs == {"step": 70, "caption": ["epoch 3, step 70"]}

@@ -1,0 +1,54 @@
+"""Run by test_distributed.py: a test with every callback on some number of processes; the numbers as JSON."""
+
+import json
+import sys
+
+import torch
+from lightning.pytorch import Trainer
+from stubs import Quarters, Random
+
+from callbacks import FID, OODScores, ReconstructionGrid, Report, SampleGrid
+from datamodules import MNIST, FashionMNIST
+from lit_generative.models.vae import VAE
+
+
+class Model(Random):
+    def sample(self, n, c=None):
+        return torch.rand(n, 1, 28, 28)
+
+    def reconstruct(self, x, c=None):
+        return x
+
+
+def main():
+    processes, data_dir, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    callbacks = [
+        SampleGrid(n=4),
+        ReconstructionGrid(n=4),
+        FID(Quarters(), num_samples=90, batch_size=16, cache_dir=f"{folder}/cache"),
+        OODScores([MNIST()], batch_size=16, resamples=20, synthetic=False),
+        Report(),
+    ]
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        default_root_dir=folder,
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        max_epochs=1,
+        enable_checkpointing=False,
+    )
+    data = FashionMNIST(data_dir=data_dir, batch_size=16, val_size=32)
+    found = trainer.test(Model(), datamodule=data, verbose=False)[0]
+    vae = VAE(hidden=(8,), latent=2)
+    trainer.fit(vae, datamodule=data)  # validation with the same callbacks
+    if trainer.is_global_zero:
+        found |= {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/fid")}
+        print("numbers: " + json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
