@@ -27,18 +27,20 @@ def main():
     if not options.models:
         print("nothing to compare: give checkpoints, or results.json of their evaluations")
         return
+    if missing := [str(path) for path in options.models if not path.is_file()]:
+        sys.exit(f"error: no such file: {', '.join(missing)}")
     results = {}
-    for path in options.models:
-        name = path.parents[2].name + "/" + path.parents[1].name if path.suffix == ".ckpt" else str(path.parent)
-        results[name] = json.loads(
-            (evaluate(path, options.output, further) if path.suffix == ".ckpt" else path).read_text()
-        )
-    table = tabulate({name: r["row"] for name, r in results.items()})
-    protocols = "\n".join(f"* {name}: {'; '.join(r['protocol'].values())}" for name, r in results.items())
+    for path in map(Path.resolve, options.models):
+        checkpoint = path.suffix == ".ckpt"
+        found = json.loads((evaluate(path, options.output, further) if checkpoint else path).read_text())
+        name = "/".join((path.parents[2].name, path.parents[1].name, path.stem)) if checkpoint else str(path.parent)
+        results[name] = found
+    table = tabulate({name: found["row"] for name, found in results.items()})
+    protocols = "\n".join(f"* {name}: {'; '.join(found['protocol'].values())}" for name, found in results.items())
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "trilemma.md").write_text(f"{table}\n\n{protocols}\n")
-    plot({name: r["metrics"] for name, r in results.items()}, options.output / "trilemma.png")
-    print(f"{table}\n\n{options.output / 'trilemma.md'}\n{options.output / 'trilemma.png'}")
+    print(f"{table}\n\n{options.output / 'trilemma.md'}")
+    plot({name: found["metrics"] for name, found in results.items()}, options.output / "trilemma.png")
 
 
 def evaluate(checkpoint, output, further):
@@ -61,17 +63,22 @@ def plot(metrics, path):
     """Distance against speed, coloured by recall: good is at the lower right, and bright."""
     from matplotlib.figure import Figure
 
-    distances = sorted({key for m in metrics.values() for key in m if key.startswith("fid_")})
+    distances = sorted({key for m in metrics.values() for key, value in m.items() if key.startswith("fid_") and value})
+    if not distances:
+        return
     figure = Figure(figsize=(6 * max(1, len(distances)), 4.5), dpi=100, layout="constrained")
     for axes, distance in zip(figure.subplots(1, len(distances), squeeze=False)[0], distances, strict=True):
-        shown = {name: m for name, m in metrics.items() if distance in m}
+        shown = {name: m for name, m in metrics.items() if m.get(distance)}
         for shape, (name, m) in zip(SHAPES * len(shown), shown.items(), strict=False):
-            speed, recall = m["samples_per_second"], m.get("recall", 0.0)
-            points = axes.scatter(speed, m[distance], 90, recall, shape, vmin=0, vmax=1, cmap="viridis", label=name)
+            speed, recall = m["samples_per_second"], m.get("recall", float("nan"))
+            points = axes.scatter(
+                speed, m[distance], 90, recall, shape, vmin=0, vmax=1, cmap="viridis", plotnonfinite=True, label=name
+            )
         axes.set(xscale="log", xlabel="samples/s", ylabel=distance)
         axes.legend(frameon=False)
         figure.colorbar(points, ax=axes, label="recall")
     figure.savefig(path)
+    print(path)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lit_generative.features import weights_hash
+from lit_generative.features import exact_float32, fingerprint
 from lit_generative.metrics import Features, Gaussian
 from lit_generative.statistics import content_hash, library_versions, path_of, read_statistics, save_statistics
 
@@ -23,7 +23,7 @@ class FeatureCollector:
 
     def add(self, images: Tensor, first: int) -> None:
         """Look at uint8 images ``(B, C, H, W)``, the first of which has the number ``first``."""
-        with torch.autocast(images.device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
+        with exact_float32(images.device):
             rows = self.net(images)
         self.features.update(rows, torch.arange(first, first + len(images), device=images.device))
 
@@ -43,13 +43,13 @@ def reference_statistics(
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     images = data.convert(data.stored(split)[0])
     key = {
-        "data": data.name,
+        "data": getattr(data, "name", type(data).__name__),
         "content": content_hash(images),
         "split": split,
         "count": len(images),
         "size": list(images.shape[1:]),
         "extractor": name,
-        "weights": weights_hash(net),
+        "weights": fingerprint(net, images[:2]),
         "resize": [getattr(data, "resize", ""), getattr(net, "preparation", "")],
         "kept": keep,
         "versions": library_versions(),
@@ -62,7 +62,7 @@ def reference_statistics(
             rank_zero_warn(f"{error}; computing them anew")
     if trainer.strategy.broadcast(real is not None):
         return real
-    rank_zero_info(f"fid_{name}: looking at {len(images):,} {split} images of {data.name}, once")
+    rank_zero_info(f"fid_{name}: looking at {len(images):,} {split} images of {key['data']}, once")
     # in a fixed random order, so that the vectors that are kept are a fair part of the set
     batches = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(batch_size)
     device = trainer.strategy.root_device

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
 
 from callbacks._first_batch import FirstBatch
 from callbacks._reference import FeatureCollector, reference_statistics
@@ -18,7 +18,7 @@ from lit_generative.features import load_extractor, shipped
 from lit_generative.images import to_uint8
 from lit_generative.metrics import Gaussian, density_coverage, frechet_distance, kernel_distance, precision_recall
 from lit_generative.protocols import Samples, require
-from lit_generative.randomness import forked_rng
+from lit_generative.randomness import forked_rng, mixed_seed
 from lit_generative.statistics import cache_folder, read_statistics
 
 DENSITY_K = 5  # neighbours, of density and coverage; precision and recall take 3
@@ -37,11 +37,12 @@ class FID(FirstBatch):
             a module from uint8 images ``(B, C, H, W)`` to features ``(B, d)``.
         weights_path: Weights of ``inception``; default: downloaded.
         num_samples: Samples drawn; 10,000 for a quick look, 50,000 for a paper. Small sets are biased upwards.
-        every_n_epochs: In validation.
+        every_n_epochs: In validation; 0: in test only.
         reference: Split of the real images, or the path of an .npz with ``mu`` and ``sigma`` as pytorch-fid writes.
         neighbours: Samples and images, at most, that KID and the neighbourhood metrics look at in test; 0: none.
-        batch_size: Images sampled and looked at at a time.
+        batch_size: Images sampled at a time; the noise depends on it.
         cache_dir: Where statistics are kept; default ``~/.cache/lit-generative``.
+        strict: Without it, a model that cannot sample and an extractor that cannot be had are left out with one line.
         seed: Of the noise.
 
     Raises:
@@ -59,38 +60,57 @@ class FID(FirstBatch):
         neighbours: int = 10_000,
         batch_size: int = 128,
         cache_dir: str | None = None,
+        strict: bool = True,
         seed: int = 0,
     ) -> None:
-        if num_samples < 2 or min(batch_size, every_n_epochs) < 1 or neighbours < 0:
+        if num_samples < 2 or batch_size < 1 or min(every_n_epochs, neighbours) < 0:
             raise ValueError(
-                "FID: num_samples starts at 2, batch_size and every_n_epochs at 1, neighbours at 0; got "
+                "FID: num_samples starts at 2, batch_size at 1, every_n_epochs and neighbours at 0; got "
                 f"{num_samples}, {batch_size}, {every_n_epochs}, {neighbours}"
             )
         self.extractor, self.weights_path, self.num_samples = extractor, weights_path, num_samples
         self.every_n_epochs, self.reference, self.neighbours = every_n_epochs, reference, neighbours
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.strict, self.seed = batch_size, strict, seed
         self.cache = Path(cache_dir).expanduser() if cache_dir else cache_folder()
+        self._reset()
+
+    def _reset(self) -> None:
         self._real: Gaussian | None = None  # on rank 0
         self._fake: FeatureCollector | None = None  # while samples wait for the end of the epoch
         self._protocol = ""
+        self.net: nn.Module | None = None  # None: there is nothing to do
 
     # -- the start of a run: everything that can fail ----------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        require(pl_module, Samples, self)
-        data: Any = getattr(trainer, "datamodule", None)
-        from_file = self.reference not in ("train", "test")
-        if not from_file and not (hasattr(data, "stored") and hasattr(data, "convert")):
-            raise TypeError(
-                f"FID needs a datamodule that gives its images (`stored`, `convert`), but {type(data).__name__} does "
-                f"not: give statistics of the real images as reference, an .npz with mu and sigma"
-            )
-        self.net = self._load(trainer, data)
-        self.name = str(getattr(self.net, "name", type(self.net).__name__.lower()))
+        self._reset()
+        if stage == "predict":
+            return
+        try:
+            require(pl_module, Samples, self)
+            data: Any = getattr(trainer, "datamodule", None)
+            from_file = self.reference not in ("train", "test")
+            if not from_file and not (hasattr(data, "stored") and hasattr(data, "convert")):
+                raise TypeError(
+                    f"FID needs a datamodule that gives its images (`stored`, `convert`), but {type(data).__name__} "
+                    f"does not: give statistics of the real images as reference, an .npz with mu and sigma"
+                )
+            net = self._load(trainer, data)
+        except (TypeError, ValueError) as error:
+            if self.strict:
+                raise
+            rank_zero_info(f"no Fréchet distance: {error}")
+            return
+        self.name = str(getattr(net, "name", type(net).__name__.lower()))
+        same = [c for c in trainer.callbacks if isinstance(c, FID) and c.net is not None]  # type: ignore[attr-defined]
+        if any(c.name == self.name for c in same):
+            raise ValueError(f"two FID callbacks have the extractor {self.name}: leave one out")
+        self._first = not same  # the one whose precision, recall, ... are logged
+        self.net = net
         shape: Any = getattr(data, "image_shape", None) or pl_module.image_shape
-        self.dims = self.net(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1]
+        self.dims = net.cpu()(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1]
         if from_file:
-            self._real = read_statistics(Path(self.reference))
+            self._real = read_statistics(Path(self.reference).expanduser(), extractor=self.name)
             if len(self._real.mean) != self.dims:
                 raise ValueError(
                     f"{self.reference} has {len(self._real.mean)} features, but {self.name} gives {self.dims}: "
@@ -101,55 +121,68 @@ class FID(FirstBatch):
                 f"fid_{self.name}: {self.num_samples} samples are fewer than the {self.dims} features: the distance is "
                 "biased upwards; compare it with distances at the same number only, or raise num_samples"
             )
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            chooses = isinstance(callback, ModelCheckpoint) and callback.monitor == f"val/fid_{self.name}"
-            if chooses and callback._every_n_epochs != self.every_n_epochs:
-                raise ValueError(
-                    f"FID is computed every {self.every_n_epochs} epochs, but a checkpoint is chosen by it every "
-                    f"{callback._every_n_epochs}: set --checkpoint.every_n_epochs {self.every_n_epochs}"
-                )
+        for callback in trainer.callbacks if stage == "fit" else []:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint) and callback.monitor == f"val/fid_{self.name}":
+                n = self.every_n_epochs
+                if not n or callback._every_n_epochs < 1 or callback._every_n_epochs % n:
+                    raise ValueError(
+                        f"checkpoints are chosen by {callback.monitor}, which is computed "
+                        f"{f'every {n} epochs' if n else 'in test only'}: set --checkpoint.every_n_epochs {n or 1}, "
+                        "and every_n_epochs of FID to a divisor of it"
+                    )
 
     def _load(self, trainer: Trainer, data: Any) -> nn.Module:
         """The extractor; where there are several processes, a node's first one downloads what the others read."""
         if isinstance(self.extractor, nn.Module):
             return self.extractor.eval().requires_grad_(False)
-        name = self.extractor
+        name, net = self.extractor, None
         if name == "auto":
             own = "lenet_" + re.sub("(?<=[a-z])(?=[A-Z])", "_", getattr(data, "name", "")).lower()
             name = own if own in shipped() else "inception"
-        first = load_extractor(name, self.weights_path) if trainer.local_rank == 0 else None
-        trainer.strategy.barrier("extractor")
-        return first if first is not None else load_extractor(name, self.weights_path)
+        with forked_rng(0):  # a network is drawn before its weights are read
+            try:
+                if trainer.local_rank == 0:
+                    net = load_extractor(name, self.weights_path)
+            finally:
+                trainer.strategy.barrier("extractor")
+            return net or load_extractor(name, self.weights_path)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.net is not None:
+            self.net.cpu()
 
     # -- real images -------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.due(trainer):
-            self._prepare(trainer, pl_module)
+        if self.net is not None and self.due(trainer):
+            self._prepare(trainer, pl_module, self.net)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._prepare(trainer, pl_module)
+        if self.net is not None:
+            self._prepare(trainer, pl_module, self.net)
 
     @property
     def _kept(self) -> int:
         return max(self.neighbours, self.dims)
 
-    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.net.to(pl_module.device)
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule, net: nn.Module) -> None:
+        net.to(pl_module.device)
         if not trainer.strategy.broadcast(self._real is not None):
             self._real = reference_statistics(
-                trainer, self.net, self.name, self.reference, self.dims, self._kept, self.batch_size, self.cache
+                trainer, net, self.name, self.reference, self.dims, self._kept, self.batch_size, self.cache
             )
 
     # -- samples -----------------------------------------------------------------------------------
 
     def look(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
+        if self.net is None:
+            return
         keep = self._kept if trainer.testing else self.dims
         self._fake = FeatureCollector(self.net, self.dims, keep, pl_module.device)
         self._broken, drawn, seconds = 0, 0, 0.0
         for i in range(trainer.global_rank, math.ceil(self.num_samples / self.batch_size), trainer.world_size):
             first = i * self.batch_size
-            with forked_rng(self.seed + i, pl_module.device):
+            with forked_rng(mixed_seed(self.seed, i), pl_module.device):
                 start = time.perf_counter()
                 x = pl_module.sample(min(self.batch_size, self.num_samples - first))
                 self._broken += int((~x.isfinite()).flatten(1).any(1).sum())  # waits for the device
@@ -176,31 +209,50 @@ class FID(FirstBatch):
             rank_zero_warn(f"{broken} samples hold NaN or infinite values: fid_{self.name} counts as infinite")
         elif trainer.is_global_zero:
             metrics = self._measure(fake, everything=stage == "test")
-        if stage == "test":
+        if trainer.is_global_zero:
+            self._describe(fake, stage == "test")
+        if stage == "test" and self._first:
             metrics["samples_per_second"] = self._speed
         metrics = trainer.strategy.broadcast(metrics)
         # the same everywhere: sync_dist only spares Lightning's warning
         pl_module.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
+    def _neighbours(self, gaussian: Gaussian) -> Tensor:
+        return gaussian.rows[: self.neighbours]
+
     def _measure(self, fake: Gaussian, everything: bool) -> dict[str, float]:
         assert self._real is not None
         metrics = {f"fid_{self.name}": frechet_distance(self._real, fake)}
-        source = f"{self._real.n:,} {self.reference} images, 8-bit, not augmented" if self._real.n else self.reference
-        self._protocol = f"{fake.n:,} samples, rounded to 8 bits, against {source}; features: {self.name}"
-        if preparation := getattr(self.net, "preparation", ""):
-            self._protocol += f", {preparation}"
-        x, y = fake.rows[: self.neighbours], self._real.rows[: self.neighbours]
-        if not everything or min(len(x), len(y)) <= DENSITY_K:
-            return metrics
-        kid, deviation = kernel_distance(x, y)
-        metrics |= {f"kid_{self.name}": kid, f"kid_{self.name}_std": deviation}
-        metrics |= dict(zip(("precision", "recall"), precision_recall(x, y, k=3), strict=True))
-        metrics |= dict(zip(("density", "coverage"), density_coverage(x, y, k=DENSITY_K), strict=True))
-        self._protocol += (
-            f"; KID: 100 subsets of {min(1000, len(x), len(y))}; precision, recall (k = 3), density, coverage "
-            f"(k = {DENSITY_K}): {len(x):,} samples, {len(y):,} images"
-        )
+        x, y = self._neighbours(fake), self._neighbours(self._real)
+        if everything and min(len(x), len(y)) > DENSITY_K:
+            kid, deviation = kernel_distance(x, y)
+            metrics |= {f"kid_{self.name}": kid, f"kid_{self.name}_std": deviation}
+            if self._first:
+                metrics |= dict(zip(("precision", "recall"), precision_recall(x, y, k=3), strict=True))
+                metrics |= dict(zip(("density", "coverage"), density_coverage(x, y, k=DENSITY_K), strict=True))
         return metrics
+
+    def _describe(self, fake: Gaussian, everything: bool) -> None:
+        assert self._real is not None
+        known, real = self.reference in ("train", "test"), self._real
+        source = (
+            f"{real.n:,} {self.reference} images, 8-bit, not augmented" if known else f"statistics {self.reference}"
+        )
+        text = f"fid_{self.name}: {fake.n:,} samples, rounded to 8 bits, against {source}; features: {self.name}"
+        if preparation := getattr(self.net, "preparation", ""):
+            text += f", {preparation}"
+        text += f"; noise: seed {self.seed}, {self.batch_size} at a time"
+        x, y = len(self._neighbours(fake)), len(self._neighbours(real))
+        if not everything and not self._protocol:
+            rank_zero_info(text)
+        elif everything and min(x, y) > DENSITY_K:
+            text += (
+                f"; KID: 100 subsets of {min(1000, x, y)}; precision, recall (k = 3), density, coverage "
+                f"(k = {DENSITY_K}): {x:,} samples, {y:,} images"
+            )
+        elif everything:
+            text += "; no KID, precision, recall, density or coverage: these need vectors of both sides"
+        self._protocol = text
 
     def describe_test(self) -> str:
         """The protocol of the numbers."""

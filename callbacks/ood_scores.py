@@ -8,18 +8,19 @@ from typing import Any, Literal
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Generator, Tensor
 
+import lit_generative.ood as ood
 from callbacks._first_batch import FirstBatch
 from callbacks._logging import log_image, run_folder
 from callbacks._plots import histograms
-from lit_generative import ood
 from lit_generative.checkpoints import load_model
 from lit_generative.images import from_uint8
 from lit_generative.metrics import PerImage
 from lit_generative.protocols import HasLogProb, HasOODScores, require
-from lit_generative.randomness import forked_rng
+from lit_generative.randomness import forked_rng, mixed_seed
 
 WARNING = (
     "likelihood alone is the baseline that is known to fail: a density model may find simpler images of another kind "
@@ -40,8 +41,8 @@ class OODScores(FirstBatch):
         synthetic: Also score uniform noise, constant images, and the test images flipped and inverted.
         num_images: Images of each set, the same number of each, drawn by a fixed seed.
         headline: The score whose AUROC, averaged over ``data``, stands for the model as ``ood/auroc``.
-        every_n_epochs: Score also in validation; 0: in test only.
-        batch_size: Images scored at a time.
+        every_n_epochs: Score also in validation, to watch: nothing may be chosen by it; 0: in test only.
+        batch_size: Images scored at a time; the draws behind a stochastic bound depend on it.
         resamples: Bootstrap resamples behind the intervals.
         strict: Without it, what the model cannot do and sets that are not there are left out with one line.
         seed: Of the images, the model's draws and the bootstrap.
@@ -70,7 +71,11 @@ class OODScores(FirstBatch):
         self.data, self.background, self.synthetic, self.num_images = data, background, synthetic, num_images
         self.headline, self.every_n_epochs, self.batch_size = headline, every_n_epochs, batch_size
         self.resamples, self.strict, self.seed = resamples, strict, seed
-        self._sets: dict[str, Tensor] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sets: dict[str, Tensor] = {}  # what to score; empty: there is nothing to do
+        self._numbers: dict[str, Tensor] = {}  # of the images in their files
         self._others: list[str] = []
         self._background: Any = None
         self._rows: dict[str, PerImage] = {}
@@ -78,7 +83,8 @@ class OODScores(FirstBatch):
     # -- the start of a run ------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage not in ("test", "fit") or (stage == "fit" and not self.every_n_epochs) or self._sets:
+        self._reset()
+        if stage != "test" and not (stage == "fit" and self.every_n_epochs):
             return
         try:
             require(pl_module, HasLogProb, self)
@@ -91,46 +97,59 @@ class OODScores(FirstBatch):
         for data in (own, *self.data):
             if not all(hasattr(data, name) for name in ("stored", "as_test", "describe_conversion")):
                 raise TypeError(f"OODScores: {type(data).__name__} does not give its images (`stored`, `as_test`)")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint) and str(callback.monitor).startswith("ood/"):
+                raise ValueError(f"a checkpoint must not be chosen by {callback.monitor}: these are test images")
+        self._kind = getattr(pl_module, "log_prob_kind", "") or "of unknown kind"
         if self.background is not None:
-            self._background = load_model(self.background)
+            with forked_rng(self.seed):  # a network is drawn before its weights are read
+                self._background = load_model(self.background)
             require(self._background, HasLogProb, self)
-        given = {"train": own.stored("train")[0], "test": own.stored("test")[0]}
-        for other in self.data:
-            if type(other) is not type(own):
-                given |= self._fetch(trainer, other, own)
-        self._others = [name for name in given if name not in ("train", "test")]
-        self._sets = {name: own.as_test(self._choose(images)) for name, images in given.items()}
+            self._background.require_fitting(own)
+        self._add("train", own.stored("train")[0], own)
+        self._add("test", own.stored("test")[0], own)
+        others: Any = [other for other in self.data if type(other) is not type(own)]
+        for other in others:
+            if (images := self._fetch(trainer, other, own)) is not None:
+                self._add(other.name, images, own)
+                self._others.append(other.name)
         if self.synthetic:
-            made = ood.simple_images(own.convert(self._choose(given["test"])), self.seed)
-            self._sets |= {name: own.as_test(images) for name, images in made.items()}
+            test = own.convert(own.stored("test")[0][self._numbers["test"]])
+            for name, images in ood.simple_images(test, self.seed).items():
+                self._sets[name], self._numbers[name] = own.as_test(images), self._numbers["test"]
 
-    def _fetch(self, trainer: Trainer, other: Any, own: Any) -> dict[str, Tensor]:
+    def _add(self, name: str, images: Tensor, own: Any) -> None:
+        """Some images of a set, drawn by the seed, as the model meets its own in test."""
+        order = torch.randperm(len(images), generator=Generator().manual_seed(self.seed))
+        self._numbers[name] = order[: self.num_images]
+        self._sets[name] = own.as_test(images)[self._numbers[name]]
+
+    def _fetch(self, trainer: Trainer, other: Any, own: Any) -> Tensor | None:
         """The test images of another set, searched where the model's own were, unless it names a folder."""
         if other.hparams.get("data_dir") is None and own.hparams.get("data_dir") is not None:
             other.hparams["data_dir"] = own.hparams["data_dir"]
-        try:
+        images, failure = None, None
+        for first in (True, False):  # a node's first process downloads what the others read
             try:
-                if trainer.local_rank == 0:
+                if first is (trainer.local_rank == 0):
                     other.prepare_data()
-            finally:  # other ranks wait also for a download that fails
-                trainer.strategy.barrier("ood")
-            images = other.stored("test")[0]
-        except ValueError as error:
-            if self.strict:
-                raise
-            rank_zero_info(f"out-of-distribution scores without {type(other).__name__}: {error}")
-            return {}
+                    images = other.stored("test")[0]
+            except ValueError as error:
+                failure = error
+            trainer.strategy.barrier("ood")
+        if failure is not None and self.strict:
+            raise failure
+        if not trainer.strategy.reduce_boolean_decision(images is not None, all=True):  # on every node or on none
+            rank_zero_info(f"out-of-distribution scores without {type(other).__name__}: {failure or 'another node'}")
+            return None
         if change := own.describe_conversion(images):
             rank_zero_info(f"out-of-distribution images of {other.name}: {change}, as the model's own data")
-        return {other.name: images}
-
-    def _choose(self, images: Tensor) -> Tensor:
-        order = torch.randperm(len(images), generator=Generator().manual_seed(self.seed))
-        return images[order[: self.num_images]]
+        return images
 
     # -- looking at the images ---------------------------------------------------------------------
 
     def look(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
+        self._columns: list[str] = []
         if self._background is not None:
             self._background.to(pl_module.device)
         for name, images in self._sets.items():
@@ -138,7 +157,7 @@ class OODScores(FirstBatch):
             batches = images.split(self.batch_size)
             for i in range(trainer.global_rank, max(len(batches), trainer.world_size), trainer.world_size):
                 mine = i < len(batches)  # a rank without a batch still has to know the columns
-                columns = self._columns_of(pl_module, batches[i if mine else 0], self.seed + i)
+                columns = self._columns_of(pl_module, batches[i if mine else 0], mixed_seed(self.seed, i))
                 self._columns = list(columns)
                 values = torch.stack([c.to(pl_module.device, torch.float64) for c in columns.values()], -1)
                 index = i * self.batch_size + torch.arange(len(values), device=pl_module.device)
@@ -186,7 +205,7 @@ class OODScores(FirstBatch):
         inside = self._scores["test"]
         metrics = {f"{name}/log_prob": float(values.mean()) for name, values in log_probs.items()}
         self._lines = [
-            "| images | log p(x), nats | score | AUROC | AUPR | FPR at 95 % TPR |",
+            f"| images | log p(x), nats ({self._kind}) | score | AUROC | AUPR | FPR at 95 % TPR |",
             "|---|---:|---|---:|---:|---:|",
         ]
         for name, values in log_probs.items():
@@ -229,15 +248,16 @@ class OODScores(FirstBatch):
             writer = csv.writer(file)
             writer.writerow(["images", "number", *self._scores["test"]])
             for name, scores in self._scores.items():
-                for number, row in enumerate(zip(*(s.tolist() for s in scores.values()), strict=True)):
-                    writer.writerow([name, number, *row])
+                columns = [self._numbers[name].tolist(), *(s.tolist() for s in scores.values())]
+                writer.writerows([name, *row] for row in zip(*columns, strict=True))
 
     def describe_test(self) -> str:
         """The protocol of the numbers."""
         if not self._sets:
-            return "none"
+            return ""
         return (
             f"test images against each set, up to {self.num_images:,} images of each, in the model's own pipeline; "
+            f"log p(x): {self._kind}; seed {self.seed}, {self.batch_size} at a time; "
             f"95 % bootstrap intervals ({self.resamples} resamples); AUPR with the other set as positive class; "
             f"typicality against the mean over training images; complexity: shortest of PNG, WebP and JPEG 2000; "
             f"ood/auroc: {self.headline}, mean over {', '.join(self._others) or 'no set'}"

@@ -1,6 +1,7 @@
 """The last words of a run: where everything is, and the test's numbers with their protocol."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ class Report(Callback):
         metrics = {name.removeprefix("test/"): v for name, v in logged.items() if name.startswith(("test/", "ood/"))}
         data: Any = getattr(trainer, "datamodule", None)
         speakers = (data, pl_module, *trainer.callbacks)  # type: ignore[attr-defined]
-        protocol = {type(s).__name__: text for s in speakers if (text := getattr(s, "describe_test", str)())}
+        protocol: dict[str, str] = {}
+        for speaker in speakers:
+            if text := getattr(speaker, "describe_test", str)():
+                name = type(speaker).__name__
+                protocol[f"{name} {len(protocol)}" if name in protocol else name] = text
         row = _row(pl_module, data, metrics)
         table = [" | ".join(cells) for cells in (row, ["---"] * len(row), row.values())]
         text = "".join(f"| {line} |\n" for line in table)
@@ -47,8 +52,11 @@ class Report(Callback):
         print(f"\n{text}")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            results = {"row": row, "protocol": protocol, "metrics": metrics}
-            (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            known = {
+                name: value if math.isfinite(value) else None for name, value in metrics.items()
+            }  # JSON has no inf
+            results = {"row": row, "protocol": protocol, "metrics": known}
+            (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
             (folder / "results.md").write_text(text)
             print(f"run folder       {folder}")
             _print_pictures(folder)
@@ -68,7 +76,7 @@ def _row(model: LightningModule, data: Any, metrics: dict[str, float]) -> dict[s
         "data": type(data).__name__,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "training, min": f"{seconds / 60:.1f}" if seconds else "-",
-        "samples/s": cell("samples_per_second", ".0f"),
+        "samples/s": cell("samples_per_second", ".3g"),
         distance: cell(distance, ".2f"),
         distance.replace("fid", "kid"): cell(distance.replace("fid", "kid"), ".4f"),
         "precision": cell("precision"),

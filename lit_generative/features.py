@@ -5,6 +5,8 @@ its class's), which the metrics carry, and ``preparation``, what it does to imag
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +22,9 @@ ASSETS = Path(__file__).parent / "assets"
 
 class LeNet(nn.Module):
     """A small classifier of 28x28 grey images (after LeCun et al., 1998); its last hidden layer gives 128 features.
+
+    Those that come with the package (``benchmarks/extractors/train_lenet.py``) are right on 99.60 % of MNIST's and
+    92.51 % of Fashion-MNIST's test images.
 
     Args:
         weights: A safetensors file; None: fresh ones.
@@ -128,10 +133,30 @@ def load_extractor(name: str, weights_path: str | None = None) -> nn.Module:
     return LeNet(ASSETS / f"{name}.safetensors")
 
 
-def weights_hash(module: nn.Module) -> str:
-    """A hash of a module's class and weights."""
-    digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}".encode())
-    for name, value in module.state_dict().items():
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """No autocast and no TensorFloat-32: features must not depend on a run's precision."""
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.autocast(device.type, enabled=False),
+            cudnn.flags(True, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def fingerprint(net: nn.Module, images: Tensor) -> str:
+    """A hash of an extractor: its class, its weights, and what it makes of some images."""
+    digest = hashlib.sha256(f"{type(net).__module__}.{type(net).__qualname__}".encode())
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    with exact_float32(device):
+        seen = net(images.to(device))
+    # its options are not among the weights; rounded, for the last digits depend on the machine
+    coarse = (seen.double().cpu() / seen.double().abs().max().clamp(min=1e-30).cpu()).round(decimals=3)
+    for name, value in {**net.state_dict(), "seen": coarse, "scale": seen.abs().max().log2().round()}.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
@@ -26,7 +27,8 @@ class GenerativeModel(LightningModule):
     image_shape: tuple[int, int, int]
     levels: int = 256
     likelihood_kind: str = ""  # what ``nll`` and ``bpd`` of `test` are: exact, or a bound and which; empty: none
-    training_seconds: float = 0.0  # wall time behind the weights, over all the runs that were resumed
+    log_prob_kind: str = ""  # the same of what `log_prob` gives by default
+    training_seconds: float = 0.0  # wall time behind the weights without validation, over all runs that were resumed
 
     def setup(self, stage: str) -> None:
         self.require_fitting(getattr(self.trainer, "datamodule", None))
@@ -104,10 +106,20 @@ class GenerativeModel(LightningModule):
             torch.random.set_rng_state(restored["rng_state"])
         self._keep_learning_rate(restored.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("lr"))
 
+    def _stop_clock(self, go_on: bool = False) -> None:
+        now = time.perf_counter()
+        self.training_seconds += 0.0 if self._started is None else now - self._started
+        self._started = now if go_on else None
+
+    def on_validation_start(self) -> None:
+        self._stop_clock()
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self._started = time.perf_counter()
+
     def on_train_end(self) -> None:
-        assert self._started is not None
-        self.training_seconds += time.perf_counter() - self._started
-        self._started = None
+        self._stop_clock()
 
     def _keep_learning_rate(self, before: float | None) -> None:
         """Lightning restores the optimisers with the checkpoint's learning rate: one newly given wins over it."""
@@ -130,8 +142,8 @@ class GenerativeModel(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample."""
         checkpoint["rng_state"] = torch.random.get_rng_state()
-        running = 0.0 if self._started is None else time.perf_counter() - self._started
-        checkpoint["training_seconds"] = self.training_seconds + running
+        self._stop_clock(go_on=self._started is not None)
+        checkpoint["training_seconds"] = self.training_seconds
         checkpoint["class_path"] = class_path(self)
         data = getattr(self._trainer, "datamodule", None)
         if data is not None and data.hparams:

@@ -60,8 +60,10 @@ def save_statistics(path: Path, gaussian: Gaussian, key: Mapping[str, Any]) -> N
     os.replace(file.name, path)
 
 
-def read_statistics(path: Path, key: Mapping[str, Any] | None = None) -> Gaussian:
+def read_statistics(path: Path, key: Mapping[str, Any] | None = None, extractor: str = "") -> Gaussian:
     """Read statistics: ours, which must have been saved under ``key`` if one is given, or those of pytorch-fid.
+
+    ``extractor`` is the name that the features must carry, where the file says it.
 
     Raises:
         ValueError: The file is torn, is no such file, or belongs to another key.
@@ -72,11 +74,13 @@ def read_statistics(path: Path, key: Mapping[str, Any] | None = None) -> Gaussia
         mean, covariance = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
         rows = torch.from_numpy(arrays["rows"]) if "rows" in arrays else torch.empty(0, len(mean))
         count = int(arrays.get("count", 0))
-        found = json.loads(str(arrays["key"])) if key is not None else None
+        found = json.loads(str(arrays["key"])) if key is not None or "key" in arrays else {}
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged or holds no statistics mu and sigma ({error})") from error
     if covariance.shape != (len(mean), len(mean)) or not (mean.isfinite().all() and covariance.isfinite().all()):
         raise ValueError(f"{path} holds no mean and covariance of features: mu {mean.shape}, sigma {covariance.shape}")
     if key is not None and found != json.loads(json.dumps(key)):
         raise ValueError(f"{path} holds statistics of something else")
+    if extractor and found.get("extractor", extractor) != extractor:
+        raise ValueError(f"{path} holds features of {found['extractor']}, not of {extractor}: choose that extractor")
     return Gaussian(count, mean, covariance, rows)

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
-from stubs import Quarters, Reconstructor, Sampler, Stub, trainer
+from stubs import Reconstructor, Sampler, Stub, trainer
 
 from callbacks import FID, OODScores, PredictionWriter, ReconstructionGrid, Report, SampleGrid
 from datamodules import MNIST, FashionMNIST
@@ -60,8 +60,13 @@ def test_a_model_without_the_protocol_is_refused_at_the_start(callback, method, 
 def test_looking_does_not_change_training(data, tmp_path):
     """The same weights and noise after training, with and without the callbacks."""
     results = []
-    fid = FID(Quarters(), num_samples=20, cache_dir=str(tmp_path / "cache"))
-    looking = [SampleGrid(), ReconstructionGrid(), fid, OODScores([MNIST()], every_n_epochs=1, resamples=2)]
+    torch.manual_seed(1)
+    fit = trainer(tmp_path / "background", max_steps=1, limit_val_batches=0)
+    fit.fit(VAE(hidden=(8,), latent=2), datamodule=data)
+    fit.save_checkpoint(tmp_path / "background.ckpt")
+    fid = FID("lenet_mnist", num_samples=200, neighbours=0, cache_dir=str(tmp_path / "cache"))
+    scores = OODScores([MNIST()], str(tmp_path / "background.ckpt"), every_n_epochs=1, resamples=2)
+    looking = [SampleGrid(), ReconstructionGrid(), fid, scores]
     for callbacks in ([], [*looking, PredictionWriter(), Report()]):
         torch.manual_seed(0)
         model = VAE(hidden=(8,), latent=2)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from datamodules import FashionMNIST
 from datamodules.mnist import FashionMNIST as Bundled
-from lit_generative.features import ASSETS, Inception, LeNet, load_extractor, shipped, weights_hash
+from lit_generative.features import ASSETS, Inception, LeNet, fingerprint, load_extractor, shipped
 from lit_generative.metrics import Gaussian, frechet_distance, kernel_distance
 
 
@@ -43,15 +43,25 @@ def test_unknown_names_are_answered_with_the_known_ones():
         load_extractor("lenet")
 
 
-def test_hash_of_weights_follows_every_weight():
+def test_fingerprint_follows_weights_class_and_options():
+    class Scaled(torch.nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, x):
+            return x.flatten(1).float() * self.scale
+
+    x = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
     torch.manual_seed(0)
     net = LeNet()
-    before = weights_hash(net)
-    assert weights_hash(net) == before
+    before = fingerprint(net, x)
+    assert fingerprint(net, x) == before
     with torch.no_grad():
         net.logits.bias[3] += 1e-6
-    assert weights_hash(net) != before
-    assert weights_hash(torch.nn.Identity()) != weights_hash(torch.nn.Flatten())
+    assert fingerprint(net, x) != before
+    marks = [fingerprint(m, x) for m in (Scaled(1), Scaled(1), Scaled(4), torch.nn.Flatten(), Scaled(1).bfloat16())]
+    assert marks[0] == marks[1] and len(set(marks[1:4])) == 3
 
 
 # -- Inception ------------------------------------------------------------------------------------

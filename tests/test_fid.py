@@ -111,18 +111,18 @@ def test_real_statistics_are_computed_once_and_a_torn_file_is_replaced(data, fid
         return found["test/fid_quarters"], sum(calls)
 
     first, looked = run()
-    assert looked == 1 + 96 + 10  # setup, real images, samples
-    assert run() == (first, 1 + 10)
+    assert looked == 1 + 2 + 96 + 10  # setup, fingerprint, real images, samples
+    assert run() == (first, 1 + 2 + 10)
     (path,) = (tmp_path / "cache").iterdir()
     path.write_bytes(path.read_bytes()[:100])
     with pytest.warns(UserWarning, match=r"is damaged.*computing them anew"):
         assert run() == (first, looked)
-    assert run() == (first, 1 + 10)
-    assert run(reference="test")[1] == 1 + 40 + 10
+    assert run() == (first, 1 + 2 + 10)
+    assert run(reference="test")[1] == 1 + 2 + 40 + 10
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_cache_key_follows_images_size_extractor_and_split(data, data_dir, fid, tmp_path):
+def test_cache_key_follows_every_ingredient(data, data_dir, fid, tmp_path, monkeypatch):
     class Weighted(Quarters):
         def __init__(self, weight):
             super().__init__()
@@ -135,18 +135,34 @@ def test_cache_key_follows_images_size_extractor_and_split(data, data_dir, fid, 
         def sample(self, n, c=None):
             return torch.rand(n, 1, 32, 32)
 
-    def files(callback, data=data, model=None):
-        run_test(model or Sampler(), data, tmp_path, callback)
+    def files(data=data, model=None, weight=1.0, **kwargs):
+        run_test(model or Sampler(), data, tmp_path, fid(extractor=Weighted(weight), **kwargs))
         return len(list((tmp_path / "cache").iterdir()))
 
-    assert files(fid(extractor=Weighted(1.0))) == 1
-    assert files(fid(extractor=Weighted(1.0))) == 1
-    assert files(fid(extractor=Weighted(2.0))) == 2
-    assert files(fid(extractor=Weighted(1.0), reference="test")) == 3
-    larger = FashionMNIST(data_dir=str(data_dir), batch_size=16, image_size=32)
-    assert files(fid(extractor=Weighted(1.0)), larger, Large()) == 4
-    resized = FashionMNIST(data_dir=str(data_dir), batch_size=16, image_size=32, resize="resize")
-    assert files(fid(extractor=Weighted(1.0)), resized, Large()) == 5
+    def made(**kwargs):
+        return FashionMNIST(data_dir=str(data_dir), batch_size=16, **kwargs)
+
+    assert files() == files() == 1
+    assert files(weight=2.0) == 2
+    assert files(reference="test") == 3
+    assert files(made(image_size=32), Large()) == 4
+    assert files(made(image_size=32, resize="resize"), Large()) == 5
+    assert files(neighbours=50) == 6
+    other = made()
+    images, labels = other.stored("train")
+    changed = images.clone()
+    changed[-1, 0, -1, -1] ^= 1  # one bit of one pixel
+    other.stored = lambda split: (changed, labels)
+    assert files(other) == 7
+    other.stored = lambda split: (images, labels)
+    other.name, other.prepare_data = "Another", lambda: None
+    assert files(other) == 8
+    monkeypatch.setattr(Weighted, "preparation", "another", raising=False)
+    assert files() == 9
+    monkeypatch.setattr(Weighted, "name", "another")
+    assert files() == 10
+    monkeypatch.setattr("lit_generative.statistics.version", lambda name: "0")
+    assert files() == 11
 
 
 def test_the_best_checkpoint_can_be_chosen_by_it(data, fid, tmp_path):
@@ -158,7 +174,7 @@ def test_the_best_checkpoint_can_be_chosen_by_it(data, fid, tmp_path):
         values = [row["val/fid_quarters"] for row in csv.DictReader(file) if row["val/fid_quarters"]]
     assert len(values) == 2 and float(best.best_model_score) == pytest.approx(min(map(float, values)), rel=1e-6)
     choose = ModelCheckpoint(tmp_path / "best", monitor="val/fid_quarters")
-    with pytest.raises(ValueError, match=r"every 2 epochs, but .* every 1: set --checkpoint.every_n_epochs 2"):
+    with pytest.raises(ValueError, match=r"every 2 epochs: set --checkpoint.every_n_epochs 2"):
         trainer(tmp_path, callbacks=[fid(every_n_epochs=2), choose], logger=False, enable_checkpointing=True).fit(
             model, datamodule=data
         )
@@ -193,9 +209,13 @@ def test_the_protocol_is_printed_with_the_number(data, fid, tmp_path):
     run_test(Sampler(), data, tmp_path, callback)
     text = callback.describe_test()
     assert text.startswith(
-        "200 samples, rounded to 8 bits, against 96 train images, 8-bit, not augmented; features: quart"
+        "fid_quarters: 200 samples, rounded to 8 bits, against 96 train images, 8-bit, not augmented; features: quart"
     )
     assert "200 samples, 96 images" in text
+
+
+def refuse(*_args, **_kwargs):
+    raise OSError("no network here")
 
 
 def test_what_cannot_work_is_said_before_training(data, fid, tmp_path, monkeypatch):
@@ -217,6 +237,7 @@ def test_what_cannot_work_is_said_before_training(data, fid, tmp_path, monkeypat
     with pytest.raises(ValueError, match="num_samples starts at 2"):
         FID(num_samples=1)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(ValueError, match=r"could not be downloaded .* weights_path"):
         fit(fid(extractor="inception"))
 
@@ -224,3 +245,67 @@ def test_what_cannot_work_is_said_before_training(data, fid, tmp_path, monkeypat
 def test_auto_chooses_the_extractor_of_the_data(data, data_dir, tmp_path):
     callback = FID(num_samples=200, neighbours=0, cache_dir=str(tmp_path))
     assert "test/fid_lenet_fashion_mnist" in run_test(Sampler(), data, tmp_path, callback)
+
+
+def test_a_callback_that_is_used_again_knows_its_new_data(data, data_dir, fid, tmp_path):
+    callback, dark = fid(), FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=32)
+    stored = dark.stored
+    dark.stored = lambda split: (stored(split)[0] // 4, stored(split)[1])
+    first = run_test(Sampler(), data, tmp_path, callback)
+    second = run_test(Sampler(), dark, tmp_path, callback)
+    assert second == pytest.approx(
+        run_test(Sampler(), dark, tmp_path, fid()) | {"test/samples_per_second": second["test/samples_per_second"]}
+    )
+    assert first["test/fid_quarters"] != second["test/fid_quarters"]
+
+
+def test_two_extractors_stand_beside_one_another(data, fid, tmp_path):
+    class Halves(Quarters):
+        name = "halves"
+
+        def forward(self, x):
+            return super().forward(x)[:, :2]
+
+    both = run_test(Sampler(), data, tmp_path, fid(), fid(extractor=Halves()))
+    one = run_test(Sampler(), data, tmp_path, fid())
+    for name in ("fid_quarters", "kid_quarters", "precision", "recall", "density", "coverage"):
+        assert both[f"test/{name}"] == one[f"test/{name}"]
+    assert both["test/fid_halves"] > 0
+    with pytest.raises(ValueError, match="two FID callbacks have the extractor quarters"):
+        run_test(Sampler(), data, tmp_path, fid(), fid())
+
+
+def test_neighbouring_seeds_share_no_samples(data, fid, tmp_path):
+    seen = []
+
+    class Recorder(Sampler):
+        def sample(self, n, c=None):
+            seen.append(super().sample(n).flatten(1))
+            return seen[-1].view(n, 1, 28, 28)
+
+    for seed in (0, 1, 1):
+        run_test(Recorder(), data, tmp_path, fid(seed=seed, num_samples=32, batch_size=16))
+    a, b, c = (torch.cat(seen[i : i + 2]) for i in (0, 2, 4))
+    assert torch.equal(b, c) and torch.cdist(a, b).min() > 1
+
+
+def test_statistics_of_another_extractor_are_refused(data, fid, tmp_path):
+    run_test(Sampler(), data, tmp_path, fid())
+    (path,) = (tmp_path / "cache").iterdir()
+
+    class Other(Quarters):
+        name = "other"
+
+    with pytest.raises(ValueError, match="features of quarters, not of other"):
+        run_test(Sampler(), data, tmp_path, fid(extractor=Other(), reference=str(path)))
+    again = run_test(Sampler(), data, tmp_path, fid(reference=str(path)))
+    assert again["test/recall"] == run_test(Sampler(), data, tmp_path, fid())["test/recall"]
+
+
+def test_without_strictness_it_is_left_out_with_a_line(data, fid, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    found = run_test(Sampler(), data, tmp_path, fid(extractor="inception", strict=False))
+    assert "test/fid_inception" not in found and "no Fréchet distance: the weights of Inception-v3" in caplog.text
+    run_test(Stub(), data, tmp_path, fid(strict=False))
+    assert "Stub has no `sample`" in caplog.text

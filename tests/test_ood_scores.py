@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from stubs import Density, Random, Stub, trainer
 
 from callbacks import OODScores, Report
@@ -47,6 +48,9 @@ def test_every_set_and_score_has_its_numbers_files_and_pictures(data, tmp_path, 
     )
     written = rows(tmp_path)
     assert len(written) == 40 * 8 + 96 and [r["images"] for r in written[:97:96]] == ["train", "test"]
+    row = next(r for r in written if r["images"] == "KMNIST" and r["number"] == "7")
+    image = KMNIST(data_dir=str(data.data_dir)).stored("test")[0][7]
+    assert float(row["likelihood"]) == pytest.approx(-float(Density().log_prob(image[None] / 255)), rel=1e-5)
     folder = tmp_path / "run" / "version_0"
     assert {p.name for p in (folder / "images").iterdir()} == {
         f"ood-{name}_test.png" for name in ("likelihood", "typicality", "complexity")
@@ -155,3 +159,37 @@ def test_in_validation_if_asked(data, tmp_path):
     run.fit(Density(), datamodule=data)
     with (tmp_path / "run" / "version_0" / "metrics.csv").open() as file:
         assert sum(bool(row["ood/auroc"]) for row in csv.DictReader(file)) == 1
+
+
+def test_a_callback_that_is_used_again_knows_its_new_data(data, data_dir, tmp_path):
+    callback = scores(synthetic=False)
+    run_test(Density(), data, tmp_path / "a", callback)
+    dark = FashionMNIST(data_dir=str(data_dir), batch_size=16)
+    stored = dark.stored
+    dark.stored = lambda split: (stored(split)[0] // 4, stored(split)[1])
+    found = run_test(Density(), dark, tmp_path / "b", callback)
+    expected = float(Density().log_prob(dark.stored("test")[0] / 255).mean())
+    assert found["ood/test/log_prob"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_binary_test_images_are_those_of_the_test(data_dir, tmp_path):
+    binary = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=32, binarize="dynamic")
+    callback = scores(synthetic=False)
+    run_test(Density(), binary, tmp_path, callback)
+    assert torch.equal(callback._sets["test"], binary._sets["test"][0][callback._numbers["test"]])
+
+
+def test_a_background_of_another_kind_of_pixels_is_refused(data, data_dir, tmp_path):
+    binary = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=32, binarize="dynamic")
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0, logger=False)
+    run.fit(VAE(hidden=(8,), latent=2, likelihood="bernoulli"), datamodule=binary)
+    run.save_checkpoint(tmp_path / "background.ckpt")
+    with pytest.raises(ValueError, match="2 levels, but FashionMNIST has 256"):
+        run_test(Density(), data, tmp_path, scores(background=str(tmp_path / "background.ckpt")))
+
+
+def test_no_checkpoint_is_chosen_by_other_sets(data, tmp_path):
+    choose = ModelCheckpoint(tmp_path / "best", monitor="ood/auroc")
+    run = trainer(tmp_path, callbacks=[scores(every_n_epochs=1), choose], enable_checkpointing=True)
+    with pytest.raises(ValueError, match="must not be chosen by ood/auroc"):
+        run.fit(Density(), datamodule=data)

@@ -77,7 +77,7 @@ class VAE(GenerativeModel):
         self.image_shape, self.latent, self.dims = image_shape, latent, math.prod(image_shape)
         self.lr, self.decay_from, self.kl_warmup, self.free_bits = lr, decay_from, kl_warmup, free_bits
         self.test_k = sorted(test_k)
-        self.likelihood_kind = f"bound, IWAE-{self.test_k[-1]}"
+        self.likelihood_kind, self.log_prob_kind = f"bound, IWAE-{self.test_k[-1]}", "bound, IWAE-50"
         self.likelihood = LIKELIHOODS[likelihood]
         self.levels = self.likelihood.levels
 
