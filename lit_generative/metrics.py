@@ -119,14 +119,11 @@ def frechet_distance(p: Gaussian, q: Gaussian) -> float:
     """
     if p.mean.shape != q.mean.shape:
         raise ValueError(f"features of {len(p.mean)} and {len(q.mean)} dimensions cannot be compared")
-    roots = [(root, other) for g, other in ((p, q), (q, p)) if (root := g.root()) is not None]
-    if roots:
-        root, other = min(roots, key=lambda pair: len(pair[0]))
+    r, s = p.root(), q.root()
+    if r is not None and s is not None:  # two sets of few images: the nuclear norm of the roots' product
+        trace = torch.linalg.svdvals(r @ s.T).sum()
     else:
-        root, other = _square_root(p.covariance), q
-    if (both := other.root()) is not None:  # two sets of few images: the nuclear norm of the roots' product
-        trace = torch.linalg.svdvals(root @ both.T).sum()
-    else:
+        root, other = (s, p) if s is not None else (_square_root(p.covariance) if r is None else r, q)
         trace = torch.linalg.eigvalsh(root @ other.covariance @ root.T).clamp(min=0).sqrt().sum()
     distance = (p.mean - q.mean).square().sum() + p.covariance.trace() + q.covariance.trace() - 2 * trace
     return float(distance)
