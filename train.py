@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules
 import lit_generative.models
-from callbacks import Picture, PredictionWriter, ReconstructionGrid, Report, SampleGrid
+from callbacks import PredictionWriter, ReconstructionGrid, Report, SampleGrid
 from lit_generative.checkpoints import (
     CheckpointError,
     data_config,
@@ -121,10 +121,11 @@ class CLI(LightningCLI):
         else:
             kwargs["logger"] = [CSVLogger(folder, name), *as_list(config.trainer.logger)]
         callbacks: list[Callback] = as_list(config.trainer.callbacks)
-        # callbacks: [] means none
-        if config.trainer.callbacks != [] and not any(isinstance(callback, Picture) for callback in callbacks):
+        if config.trainer.callbacks != []:  # which says: none
+            listed = {type(callback) for callback in callbacks}
             pictures = ((Samples, SampleGrid), (Reconstructs, ReconstructionGrid))
-            callbacks += [callback() for protocol, callback in pictures if isinstance(self.model, protocol)]
+            fitting = [picture for protocol, picture in pictures if isinstance(self.model, protocol)]
+            callbacks += [picture() for picture in fitting if picture not in listed]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if config.trainer.enable_progress_bar is not False and not has_bar:
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]  # a refresh costs about a millisecond
