@@ -121,11 +121,10 @@ class CLI(LightningCLI):
         else:
             kwargs["logger"] = [CSVLogger(folder, name), *as_list(config.trainer.logger)]
         callbacks: list[Callback] = as_list(config.trainer.callbacks)
-        if config.trainer.callbacks != []:  # which says: none
-            listed = {type(callback) for callback in callbacks}
-            pictures = ((Samples, SampleGrid), (Reconstructs, ReconstructionGrid))
-            fitting = [picture for protocol, picture in pictures if isinstance(self.model, protocol)]
-            callbacks += [picture() for picture in fitting if picture not in listed]
+        pictures = ((Samples, SampleGrid), (Reconstructs, ReconstructionGrid))
+        listed = any(isinstance(callback, SampleGrid | ReconstructionGrid) for callback in callbacks)
+        if config.trainer.callbacks != [] and not listed:  # callbacks: [] says: none
+            callbacks += [callback() for protocol, callback in pictures if isinstance(self.model, protocol)]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if config.trainer.enable_progress_bar is not False and not has_bar:
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]  # a refresh costs about a millisecond

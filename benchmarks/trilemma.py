@@ -33,7 +33,8 @@ def main():
     for path in map(Path.resolve, options.models):
         checkpoint = path.suffix == ".ckpt"
         found = json.loads((evaluate(path, options.output, further) if checkpoint else path).read_text())
-        name = "/".join((path.parents[2].name, path.parents[1].name, path.stem)) if checkpoint else str(path.parent)
+        run = path.parents[1] if checkpoint else path.parents[2] if path.parents[1].name == "test" else path.parent
+        name = "/".join([run.parent.name, run.name, *([path.stem] if checkpoint else [])])
         results[name] = found
     table = tabulate({name: found["row"] for name, found in results.items()})
     protocols = "\n".join(f"* {name}: {'; '.join(found['protocol'].values())}" for name, found in results.items())
@@ -74,7 +75,7 @@ def plot(metrics, path):
             points = axes.scatter(
                 speed, m[distance], 90, recall, shape, vmin=0, vmax=1, cmap="viridis", plotnonfinite=True, label=name
             )
-        axes.set(xscale="log", xlabel="samples/s", ylabel=distance)
+        axes.set(xscale="log", xlabel="samples/s", ylabel=distance, title="good: lower right, bright")
         axes.legend(frameon=False)
         figure.colorbar(points, ax=axes, label="recall")
     figure.savefig(path)

@@ -1,7 +1,7 @@
 """Plots as pictures for `log_image`."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,7 +31,10 @@ def histograms(values: Mapping[str, Tensor], label: str) -> Tensor:
     low, high = np.quantile(together, [0.005, 0.995])
     bins = np.linspace(low, max(high, low + 1e-9), 80).tolist()
     for name, v in finite.items():
-        axes.hist(np.clip(v, bins[0], bins[-1]), bins, density=True, histtype="step", label=name)
-    axes.set(xlabel=label, ylabel="density", yticks=[])
+        own = name in ("train", "test")
+        clipped = np.clip(v, bins[0], bins[-1])
+        style: Any = {"histtype": "stepfilled", "alpha": 0.4} if own else {"histtype": "step"}
+        axes.hist(clipped, bins, density=True, label=name, **style)
+    axes.set(xlabel=f"{label}; what lies beyond is in the outermost bins", ylabel="density")
     axes.legend(frameon=False)
     return picture(figure)

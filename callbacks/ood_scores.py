@@ -1,8 +1,6 @@
 """How well a model's likelihood, raw and corrected, tells images of another kind from its own."""
 
-import csv
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +14,7 @@ import lit_generative.ood as ood
 from callbacks._first_batch import FirstBatch
 from callbacks._logging import log_image, run_folder
 from callbacks._plots import histograms
+from callbacks._tables import short_table, write_scores
 from lit_generative.checkpoints import load_model
 from lit_generative.images import from_uint8
 from lit_generative.metrics import PerImage
@@ -23,8 +22,8 @@ from lit_generative.protocols import HasLogProb, HasOODScores, require
 from lit_generative.randomness import forked_rng, mixed_seed
 
 WARNING = (
-    "likelihood alone is the baseline that is known to fail: a density model may find simpler images of another kind "
-    "more likely than its own (Nalisnick et al., 2019)"
+    "likelihood alone is shown as a baseline that can fail badly: a density model may find simpler images of another "
+    "kind more likely than its own (Nalisnick et al., 2019)"
 )
 
 
@@ -40,7 +39,7 @@ class OODScores(FirstBatch):
         background: Checkpoint of a model of the background, for likelihood ratios.
         synthetic: Also score uniform noise, constant images, and the test images flipped and inverted.
         num_images: Images of each set, the same number of each, drawn by a fixed seed.
-        headline: The score whose AUROC, averaged over ``data``, stands for the model as ``ood/auroc``.
+        headline: The score whose AUROC, averaged over ``data``, stands for the model as ``ood/auroc_<headline>``.
         every_n_epochs: Score also in validation, to watch: nothing may be chosen by it; 0: in test only.
         batch_size: Images scored at a time; the draws behind a stochastic bound depend on it.
         resamples: Bootstrap resamples behind the intervals.
@@ -100,6 +99,7 @@ class OODScores(FirstBatch):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and str(callback.monitor).startswith("ood/"):
                 raise ValueError(f"a checkpoint must not be chosen by {callback.monitor}: these are test images")
+        self._pixels = "x".join(map(str, own.image_shape)) + (" binary pixels" if own.levels == 2 else " 8-bit pixels")
         self._kind = getattr(pl_module, "log_prob_kind", "") or "of unknown kind"
         if self.background is not None:
             with forked_rng(self.seed):  # a network is drawn before its weights are read
@@ -138,7 +138,7 @@ class OODScores(FirstBatch):
                 failure = error
             trainer.strategy.barrier("ood")
         if failure is not None and self.strict:
-            raise failure
+            raise type(failure)(f"OODScores: {failure}") from failure
         if not trainer.strategy.reduce_boolean_decision(images is not None, all=True):  # on every node or on none
             rank_zero_info(f"out-of-distribution scores without {type(other).__name__}: {failure or 'another node'}")
             return None
@@ -149,7 +149,11 @@ class OODScores(FirstBatch):
     # -- looking at the images ---------------------------------------------------------------------
 
     def look(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
+        if not self._sets:
+            return
         self._columns: list[str] = []
+        count = sum(map(len, self._sets.values()))
+        rank_zero_info(f"OODScores: log p(x) ({self._kind}) of {count:,} images of {len(self._sets)} sets")
         if self._background is not None:
             self._background.to(pl_module.device)
         for name, images in self._sets.items():
@@ -198,7 +202,7 @@ class OODScores(FirstBatch):
 
     def _evaluate(self, columns: dict[str, dict[str, Tensor]]) -> dict[str, float]:
         log_probs = {name: c["log_prob"] for name, c in columns.items()}
-        self._scores = {}
+        self._scores, self._auroc = {}, {}
         for name, c in columns.items():
             made_of = (c.pop("log_prob"), log_probs["train"], c.pop("code_length"), c.pop("background", None))
             self._scores[name] = ood.scores(*made_of) | c  # what is left is the model's own
@@ -215,12 +219,13 @@ class OODScores(FirstBatch):
                 continue
             for score, outside in self._scores[name].items():
                 measured = ood.detection(inside[score], outside, self.resamples, self.seed)
+                self._auroc[name, score] = measured["auroc"][0]
                 metrics |= {f"{name}/{measure}_{score}": values[0] for measure, values in measured.items()}
                 cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in measured.values()]
                 self._lines.append(f"| {mean} | {score} | {' | '.join(cells)} |")
         if self._others:
             headline = [metrics[f"{name}/auroc_{self.headline}"] for name in self._others]
-            metrics["auroc"] = sum(headline) / len(headline)
+            metrics[f"auroc_{self.headline}"] = sum(headline) / len(headline)
         broken = sum(int((~values.isfinite()).sum()) for scores in self._scores.values() for values in scores.values())
         metrics["not_finite"] = float(broken)
         if broken:
@@ -234,31 +239,23 @@ class OODScores(FirstBatch):
         if not self._sets or not trainer.is_global_zero:
             return
         table = "\n".join(self._lines)
-        print(f"\nout of distribution: {self.describe_test()}\n{table}\n{WARNING}")
+        print(f"\nAUROC of what is out of distribution\n{short_table(self._auroc)}\n{WARNING}")
         for score in self._scores["test"]:
             values = {name: scores[score] for name, scores in self._scores.items()}
             log_image(trainer, folder, f"ood-{score}", histograms(values, f"{score} (higher: further out)"))
         if folder is not None:
             (folder / "ood").mkdir(parents=True, exist_ok=True)
             (folder / "ood" / "table.md").write_text(f"{self.describe_test()}\n\n{table}\n\n{WARNING}\n")
-            self._write_scores(folder / "ood" / "scores.csv")
-
-    def _write_scores(self, path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["images", "number", *self._scores["test"]])
-            for name, scores in self._scores.items():
-                columns = [self._numbers[name].tolist(), *(s.tolist() for s in scores.values())]
-                writer.writerows([name, *row] for row in zip(*columns, strict=True))
+            write_scores(folder / "ood" / "scores.csv", self._numbers, self._scores)
 
     def describe_test(self) -> str:
         """The protocol of the numbers."""
         if not self._sets:
             return ""
         return (
-            f"test images against each set, up to {self.num_images:,} images of each, in the model's own pipeline; "
+            f"test images against each set, up to {self.num_images:,} images of each, all brought to {self._pixels}; "
             f"log p(x): {self._kind}; seed {self.seed}, {self.batch_size} at a time; "
             f"95 % bootstrap intervals ({self.resamples} resamples); AUPR with the other set as positive class; "
             f"typicality against the mean over training images; complexity: shortest of PNG, WebP and JPEG 2000; "
-            f"ood/auroc: {self.headline}, mean over {', '.join(self._others) or 'no set'}"
+            f"ood/auroc_{self.headline}: mean over {', '.join(self._others) or 'no set'}"
         )

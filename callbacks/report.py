@@ -70,13 +70,14 @@ def _row(model: LightningModule, data: Any, metrics: dict[str, float]) -> dict[s
         return (f"{metrics[name]:{form}}" if name in metrics else "-") + (f" ± {error:{form}}" if error else "")
 
     distance = next((name for name in metrics if name.startswith("fid_")), "fid")
+    outside = next((name.removeprefix("ood/auroc_") for name in metrics if name.startswith("ood/auroc_")), "")
     seconds = getattr(model, "training_seconds", 0.0)
     return {
         "model": type(model).__name__,
         "data": type(data).__name__,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "training, min": f"{seconds / 60:.1f}" if seconds else "-",
-        "samples/s": cell("samples_per_second", ".3g"),
+        "training, min": f"{seconds / 60:.3g}" if seconds else "-",
+        "samples/s": cell("samples_per_second", ",.0f" if metrics.get("samples_per_second", 0) >= 10 else ".2g"),
         distance: cell(distance, ".2f"),
         distance.replace("fid", "kid"): cell(distance.replace("fid", "kid"), ".4f"),
         "precision": cell("precision"),
@@ -86,15 +87,16 @@ def _row(model: LightningModule, data: Any, metrics: dict[str, float]) -> dict[s
         "NLL, nats": cell("nll", ".1f"),
         "bits/dim": cell("bpd"),
         "likelihood": getattr(model, "likelihood_kind", "") or "-",
-        "OOD AUROC": cell("ood/auroc"),
+        f"OOD AUROC{outside and f' ({outside})'}": cell(f"ood/auroc_{outside}"),
     }
 
 
 def _print_pictures(folder: Path) -> None:
     """The newest picture of every kind."""
     newest = {path.name.split("_")[0]: path for path in sorted((folder / "images").glob("*.png"))}
+    width = max([16, *map(len, newest)])
     for kind, path in newest.items():
-        print(f"{kind:<16} {path}")
+        print(f"{kind:<{width}} {path}")
 
 
 def _relative(path: str) -> Path:

@@ -68,6 +68,8 @@ def read_statistics(path: Path, key: Mapping[str, Any] | None = None, extractor:
     Raises:
         ValueError: The file is torn, is no such file, or belongs to another key.
     """
+    if not path.is_file():
+        raise ValueError(f"there are no statistics at {path}")
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)

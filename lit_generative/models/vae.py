@@ -230,7 +230,8 @@ class VAE(GenerativeModel):
             f"{self._tested:,} images; nats per image over {self.dims} pixels of {self.levels} levels, "
             f"± standard error over images; "
             f"elbo, kl, reconstruction: one draw of z; iwae_k: importance-weighted bound with k draws; "
-            f"nll{', bpd' if self.levels == 256 else ''}: upper bound from k = {self.test_k[-1]}"
+            f"nll{', bpd' if self.levels == 256 else ''}: upper bound from k = {self.test_k[-1]}; "
+            f"samples are means of p(x|z), without pixel noise"
         )
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:

@@ -1,0 +1,25 @@
+"""Tables of out-of-distribution scores, for the terminal and for files."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+
+def short_table(values: Mapping[tuple[str, str], float]) -> str:
+    """One number for every (row, column), aligned."""
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*values, strict=True)) if values else ([], [])
+    lines = [f"  {'':<12}" + "".join(f"{column:>16}" for column in columns)]
+    lines += [f"  {row:<12}" + "".join(f"{values[row, column]:16.3f}" for column in columns) for row in rows]
+    return "\n".join(lines)
+
+
+def write_scores(path: Path, numbers: Mapping[str, Tensor], scores: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write the scores of every image of every set, with its number in its file, as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["images", "number", *next(iter(scores.values()))])
+        for name, columns in scores.items():
+            rows = zip(numbers[name].tolist(), *(column.tolist() for column in columns.values()), strict=True)
+            writer.writerows([name, *row] for row in rows)
