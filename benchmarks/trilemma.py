@@ -1,6 +1,6 @@
 """Quality, diversity and speed of several models in one table and one plot, by the one protocol of evaluate.yaml.
 
-    python benchmarks/trilemma.py CHECKPOINT_OR_RESULTS... [--output trilemma] [-- further arguments of train.py test]
+    python benchmarks/trilemma.py CHECKPOINT_OR_RESULTS... [--output runs/trilemma] [-- further arguments of train.py test]
 
 A checkpoint is evaluated with ``configs/evaluate.yaml``; a ``results.json`` of an evaluation is taken as it is. Writes
 ``<output>/trilemma.md`` and ``trilemma.png``. Distances over different extractors stand apart.
@@ -22,7 +22,7 @@ def main():
         args, further = args[: args.index("--")], args[args.index("--") + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path, help="checkpoints, or results.json of evaluations")
-    parser.add_argument("--output", type=Path, default=Path("trilemma"), help="folder of the table and the plot")
+    parser.add_argument("--output", type=Path, default=Path("runs/trilemma"), help="folder of the table and the plot")
     options = parser.parse_args(args)
     if not options.models:
         print("nothing to compare: give checkpoints, or results.json of their evaluations")
