@@ -76,7 +76,7 @@ def _row(model: LightningModule, data: Any, metrics: dict[str, float]) -> dict[s
         "model": type(model).__name__,
         "data": type(data).__name__,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "training, min": f"{seconds / 60:.3g}" if seconds else "-",
+        "training, min": f"{seconds / 60:.2f}" if seconds else "-",
         "samples/s": cell("samples_per_second", ",.0f" if metrics.get("samples_per_second", 0) >= 10 else ".2g"),
         distance: cell(distance, ".2f"),
         distance.replace("fid", "kid"): cell(distance.replace("fid", "kid"), ".4f"),
