@@ -1,6 +1,6 @@
 """Quality, diversity and speed of several models in one table and one plot, by the one protocol of evaluate.yaml.
 
-    python benchmarks/trilemma.py CHECKPOINT_OR_RESULTS... [--output runs/trilemma] [-- further arguments of train.py test]
+    python benchmarks/trilemma.py CHECKPOINT_OR_RESULTS... [--output runs/trilemma] [-- further arguments of a test]
 
 A checkpoint is evaluated with ``configs/evaluate.yaml``; a ``results.json`` of an evaluation is taken as it is. Writes
 ``<output>/trilemma.md`` and ``trilemma.png``. Distances over different extractors stand apart.
