@@ -73,7 +73,7 @@ def plot(metrics, path):
         for shape, (name, m) in zip(SHAPES * len(shown), shown.items(), strict=False):
             speed, recall = m["samples_per_second"], m.get("recall", float("nan"))
             points = axes.scatter(
-                speed, m[distance], 90, recall, marker=shape, vmin=0, vmax=1, cmap="viridis", plotnonfinite=True, label=name
+                speed, m[distance], 90, recall, marker=shape, vmin=0, vmax=1, plotnonfinite=True, label=name
             )
         axes.set(xscale="log", xlabel="samples/s", ylabel=distance, title="good: lower right, bright")
         axes.legend(frameon=False)
