@@ -36,6 +36,8 @@ from lit_generative.randomness import forked_rng
 warnings.filterwarnings("ignore", ".*treespec, LeafSpec", FutureWarning)
 # only training has a ModelCheckpoint, and only training needs its state
 warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*ModelCheckpoint")
+# a model that steps by itself is saved after its step, as is meant
+warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
 
 DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` draws from a checkpoint."
 CHOICES = {"model": (LightningModule, lit_generative.models), "data": (LightningDataModule, datamodules)}

@@ -1,6 +1,7 @@
 """Tables of out-of-distribution scores, for the terminal and for files."""
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,11 @@ def short_table(values: Mapping[tuple[str, str], float]) -> str:
     lines = [f"  {'':<12}" + "".join(f"{column:>16}" for column in columns)]
     lines += [f"  {row:<12}" + "".join(f"{values[row, column]:16.3f}" for column in columns) for row in rows]
     return "\n".join(lines)
+
+
+def mean_and_error(values: Tensor) -> str:
+    """The mean and its standard error."""
+    return f"{values.mean():.1f} ± {values.std() / math.sqrt(len(values)):.1f}"
 
 
 def write_scores(path: Path, numbers: Mapping[str, Tensor], scores: Mapping[str, Mapping[str, Tensor]]) -> None:

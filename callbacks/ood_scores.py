@@ -1,6 +1,5 @@
 """How well a model's likelihood, raw and corrected, tells images of another kind from its own."""
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,7 @@ import lit_generative.ood as ood
 from callbacks._first_batch import FirstBatch
 from callbacks._logging import log_image, run_folder
 from callbacks._plots import histograms
-from callbacks._tables import short_table, write_scores
+from callbacks._tables import mean_and_error, short_table, write_scores
 from lit_generative.checkpoints import load_model
 from lit_generative.images import from_uint8
 from lit_generative.metrics import PerImage
@@ -86,7 +85,7 @@ class OODScores(FirstBatch):
         if stage != "test" and not (stage == "fit" and self.every_n_epochs):
             return
         try:
-            require(pl_module, HasLogProb, self)
+            require(pl_module, HasOODScores if isinstance(pl_module, HasOODScores) else HasLogProb, self)
         except TypeError as error:
             if self.strict:
                 raise
@@ -100,7 +99,7 @@ class OODScores(FirstBatch):
             if isinstance(callback, ModelCheckpoint) and str(callback.monitor).startswith("ood/"):
                 raise ValueError(f"a checkpoint must not be chosen by {callback.monitor}: these are test images")
         self._pixels = "x".join(map(str, own.image_shape)) + (" binary pixels" if own.levels == 2 else " 8-bit pixels")
-        self._kind = getattr(pl_module, "log_prob_kind", "") or "of unknown kind"
+        self._kind = getattr(pl_module, "log_prob_kind", "") or "not known"
         if self.background is not None:
             with forked_rng(self.seed):  # a network is drawn before its weights are read
                 self._background = load_model(self.background)
@@ -152,8 +151,7 @@ class OODScores(FirstBatch):
         if not self._sets:
             return
         self._columns: list[str] = []
-        count = sum(map(len, self._sets.values()))
-        rank_zero_info(f"OODScores: log p(x) ({self._kind}) of {count:,} images of {len(self._sets)} sets")
+        rank_zero_info(f"OODScores: looking at {', '.join(self._sets)}; log p(x): {self._kind}")
         if self._background is not None:
             self._background.to(pl_module.device)
         for name, images in self._sets.items():
@@ -171,12 +169,13 @@ class OODScores(FirstBatch):
         """Everything about each image that the scores are made of; the same draws whatever else is scored."""
         x = from_uint8(images.to(model.device))
         columns = {}
-        with forked_rng(seed, model.device):
-            columns["log_prob"] = model.log_prob(x)
-        columns["code_length"] = ood.code_length(images)
-        if self._background is not None:
-            with forked_rng(seed, model.device):
-                columns["background"] = self._background.log_prob(x)
+        if isinstance(model, HasLogProb):
+            with forked_rng(seed, x.device):
+                columns["log_prob"] = model.log_prob(x)
+            columns["code_length"] = ood.code_length(images)
+            if self._background is not None:
+                with forked_rng(seed, x.device):
+                    columns["background"] = self._background.log_prob(x)
         if isinstance(model, HasOODScores):
             with forked_rng(seed, x.device):
                 columns |= model.ood_scores(x)
@@ -195,25 +194,29 @@ class OODScores(FirstBatch):
             return
         columns = {name: dict(zip(self._columns, rows.compute().T, strict=True)) for name, rows in self._rows.items()}
         self._rows = {}
-        metrics = self._evaluate(columns) if trainer.is_global_zero else {}
-        metrics = trainer.strategy.broadcast(metrics)
+        metrics = trainer.strategy.broadcast(self._evaluate(columns) if trainer.is_global_zero else {})
         # the same everywhere: sync_dist only spares Lightning's warning
         pl_module.log_dict({f"ood/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def _evaluate(self, columns: dict[str, dict[str, Tensor]]) -> dict[str, float]:
-        log_probs = {name: c["log_prob"] for name, c in columns.items()}
-        self._scores, self._auroc = {}, {}
-        for name, c in columns.items():
-            made_of = (c.pop("log_prob"), log_probs["train"], c.pop("code_length"), c.pop("background", None))
-            self._scores[name] = ood.scores(*made_of) | c  # what is left is the model's own
+        log_probs = {name: c.pop("log_prob") for name, c in columns.items() if "log_prob" in c}
+        self._scores, self._auroc = columns, {}
+        for name, values in log_probs.items():
+            made_of = (
+                values,
+                log_probs["train"],
+                columns[name].pop("code_length"),
+                columns[name].pop("background", None),
+            )
+            self._scores[name] = ood.scores(*made_of) | columns[name]  # what is left is the model's own
         inside = self._scores["test"]
         metrics = {f"{name}/log_prob": float(values.mean()) for name, values in log_probs.items()}
         self._lines = [
             f"| images | log p(x), nats ({self._kind}) | score | AUROC | AUPR | FPR at 95 % TPR |",
             "|---|---:|---|---:|---:|---:|",
         ]
-        for name, values in log_probs.items():
-            mean = f"{name} ({len(values):,}) | {values.mean():.1f} ± {values.std() / math.sqrt(len(values)):.1f}"
+        for name, numbers in self._numbers.items():
+            mean = f"{name} ({len(numbers):,}) | {mean_and_error(log_probs[name]) if name in log_probs else ''}"
             if name in ("train", "test"):
                 self._lines.append(f"| {mean} | | | | |")
                 continue
@@ -223,8 +226,7 @@ class OODScores(FirstBatch):
                 metrics |= {f"{name}/{measure}_{score}": values[0] for measure, values in measured.items()}
                 cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in measured.values()]
                 self._lines.append(f"| {mean} | {score} | {' | '.join(cells)} |")
-        if self._others:
-            headline = [metrics[f"{name}/auroc_{self.headline}"] for name in self._others]
+        if headline := [metrics[key] for n in self._others if (key := f"{n}/auroc_{self.headline}") in metrics]:
             metrics[f"auroc_{self.headline}"] = sum(headline) / len(headline)
         broken = sum(int((~values.isfinite()).sum()) for scores in self._scores.values() for values in scores.values())
         metrics["not_finite"] = float(broken)
@@ -232,20 +234,21 @@ class OODScores(FirstBatch):
             rank_zero_warn(f"{broken} out-of-distribution scores are NaN or infinite: NaN counts against the score")
         return metrics
 
-    # -- what stays --------------------------------------------------------------------------------
-
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
         if not self._sets or not trainer.is_global_zero:
             return
+        warning = (
+            WARNING if "likelihood" in self._scores["test"] else "these scores are the model's own: no likelihoods"
+        )
         table = "\n".join(self._lines)
-        print(f"\nAUROC of what is out of distribution\n{short_table(self._auroc)}\n{WARNING}")
+        print(f"\nAUROC of what is out of distribution\n{short_table(self._auroc)}\n{warning}")
         for score in self._scores["test"]:
             values = {name: scores[score] for name, scores in self._scores.items()}
             log_image(trainer, folder, f"ood-{score}", histograms(values, f"{score} (higher: further out)"))
         if folder is not None:
             (folder / "ood").mkdir(parents=True, exist_ok=True)
-            (folder / "ood" / "table.md").write_text(f"{self.describe_test()}\n\n{table}\n\n{WARNING}\n")
+            (folder / "ood" / "table.md").write_text(f"{self.describe_test()}\n\n{table}\n\n{warning}\n")
             write_scores(folder / "ood" / "scores.csv", self._numbers, self._scores)
 
     def describe_test(self) -> str:

@@ -126,7 +126,7 @@ def load_extractor(name: str, weights_path: str | None = None) -> nn.Module:
     Raises:
         ValueError: There is none of that name, or its weights cannot be had.
     """
-    if name == Inception.name:
+    if name == "inception":
         return Inception(weights_path)
     if name not in shipped():
         raise ValueError(f"there is no extractor {name}: choose inception, {', '.join(shipped())}, or a module's class")

@@ -57,18 +57,23 @@ class GenerativeModel(LightningModule):
     # their numbers to `accumulate`, one small addition, and the means since the last line are logged when a line is
     # written.
 
-    _sums: Tensor | None = None
+    _sums: Mapping[tuple[str, ...], list[Any]] = MappingProxyType({})  # names: sums of values, number of steps
+    _images: int = 0
     _logged_step: int = 0
 
     def accumulate(self, metrics: Mapping[str, Tensor], images: int) -> None:
-        """Add scalars of one training step, to be logged as ``train/<name>`` means at the next written line."""
+        """Add scalars of one training step, to be logged as ``train/<name>`` means at the next written line.
+
+        May be called several times a step, with other names; ``images`` are those of the step that were not counted.
+        """
         values = torch.stack([v.detach().float() for v in metrics.values()])
-        if self._sums is None:
-            self._names, self._sums, self._steps, self._images = tuple(metrics), values, 1, images
+        group = self._sums.get(tuple(metrics))
+        if group is None:
+            self._sums = {**self._sums, tuple(metrics): [values, 1]}
         else:
-            self._sums += values
-            self._steps += 1
-            self._images += images
+            group[0] += values
+            group[1] += 1
+        self._images += images
 
     def on_train_epoch_start(self) -> None:
         self._clock, self._images = time.perf_counter(), 0
@@ -77,13 +82,15 @@ class GenerativeModel(LightningModule):
         trainer: Any = self.trainer  # its connectors add attributes that type checkers do not see
         step = trainer.global_step
         # several batches may share a step (accumulate_grad_batches), and a line is written once
-        if self._sums is None or step == self._logged_step or step % trainer.log_every_n_steps:
+        if not self._sums or step == self._logged_step or step % trainer.log_every_n_steps:
             return
         self._logged_step = step
         now = time.perf_counter()
-        means = dict(zip(self._names, self._sums / self._steps, strict=True))
+        means: dict[str, Tensor] = {}
+        for names, (sums, steps) in self._sums.items():
+            means |= dict(zip(names, sums / steps, strict=True))
         speed = self._images * trainer.world_size / (now - self._clock)
-        self._sums, self._clock = None, now
+        self._sums, self._images, self._clock = {}, 0, now
         for i, (name, mean) in enumerate(means.items()):
             self.log(f"train/{name}", mean, prog_bar=i == 0, sync_dist=True)
         self.log("train/images_per_second", speed)
@@ -95,7 +102,7 @@ class GenerativeModel(LightningModule):
 
     def on_train_start(self) -> None:
         """Go on with a resumed run's noise (one process, CPU); several processes each draw their own."""
-        self._sums, self._logged_step = None, self.trainer.global_step
+        self._sums, self._images, self._logged_step = {}, 0, self.trainer.global_step
         self._clock = self._started = time.perf_counter()  # an epoch that is resumed has no start
         # nothing is resumed where only `load_from_checkpoint` was called
         restored = self._restored if self.trainer.ckpt_path is not None else {}

@@ -49,6 +49,13 @@ class HasLatent(Protocol):
 
 
 @runtime_checkable
+class Interpolates(Protocol):
+    def interpolate(self, n: int, steps: int) -> Tensor:
+        """``n`` ways of ``steps`` images from one sample to another, ``(n * steps, C, H, W)`` in [0, 1], way by way."""
+        ...
+
+
+@runtime_checkable
 class Translates(Protocol):
     def translate(self, c: Tensor) -> Tensor:
         """Map source images ``(B, C', H, W)`` to target images ``(B, C, H, W)``, both in [0, 1]."""

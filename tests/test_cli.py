@@ -11,7 +11,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from stubs import Quarters
 
+import datamodules
 import train
 
 ROOT = Path(__file__).parents[1]
@@ -143,10 +145,25 @@ def test_resuming_keeps_a_changed_learning_rate_out_of_the_checkpoints_hands(fit
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_recipe_trains_and_tests(path, run, tmp_path):
+def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
+    """As it is, but for the number of batches and of samples; colour images and Inception's weights are made up."""
+    colour = torch.randint(0, 256, (96, 3, 32, 32), dtype=torch.uint8), torch.arange(96) % 10
+    monkeypatch.setattr(datamodules.CIFAR10, "stored", lambda self, split: colour)
+    monkeypatch.setattr(datamodules.CIFAR10, "prepare_data", lambda self: None)
+    made_up = Quarters()
+    made_up.name = "inception"
+    monkeypatch.setattr("lit_generative.features.Inception", lambda weights_path: made_up)
+    recipe = yaml.safe_load(path.read_text())
+    recipe["data"]["init_args"] |= {"batch_size": 8, "val_size": 16}
+    for callback in recipe["trainer"].get("callbacks", []):
+        if callback["class_path"] == "FID":
+            callback["init_args"] |= {"num_samples": 130, "every_n_epochs": 1}
+    recipe.get("checkpoint", {}).pop("every_n_epochs", None)
+    path = tmp_path / path.name
+    path.write_text(yaml.safe_dump(recipe))
     few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
     few += ["--trainer.log_every_n_steps=1"]
-    run("fit", f"--config={path}", "--data.batch_size=8", *few)
+    run("fit", f"--config={path}", *few)
     checkpoint = tmp_path / "runs" / path.stem / "version_0" / "checkpoints" / "best.ckpt"
     run("test", f"--ckpt_path={checkpoint}", "--trainer.limit_test_batches=1")
 
@@ -178,7 +195,7 @@ MISTAKES = {
     "unknown option": (["--what=3"], "unrecognized arguments"),
     "wrong type": (["--model.latent=many"], "\"latent\": Expected a <class 'int'>"),
     "no such choice": (["--model.likelihood=poisson"], "likelihood"),
-    "no such model": (["--model=VEA"], "there is no model called VEA: choose from IWAE, VAE"),
+    "no such model": (["--model=VEA"], "there is no model called VEA: choose from .*IWAE, VAE"),
     "no such data": (["--data=MINST"], "there is no data called MINST: choose from CIFAR10, FashionMNIST"),
     "levels": (["--data.binarize=dynamic"], "gives the likelihood of pixels with 256 levels, but FashionMNIST has 2"),
     "shape": (["--data.image_size=32"], r"images of shape \(1, 28, 28\), but FashionMNIST gives \(1, 32, 32\)"),

@@ -99,7 +99,7 @@ def trained(model, data_dir, tmp_path):
 
 def test_every_parameter_learns(model, data_dir, tmp_path):
     before = {name: p.clone() for name, p in model.named_parameters()}
-    trainer(tmp_path, max_steps=3, enable_checkpointing=False, limit_val_batches=0).fit(
+    trainer(tmp_path, max_steps=6, enable_checkpointing=False, limit_val_batches=0).fit(
         model, datamodule=data(model, data_dir)
     )
     assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]

@@ -199,3 +199,14 @@ def test_no_checkpoint_is_chosen_by_other_sets(data, tmp_path):
     run = trainer(tmp_path, callbacks=[scores(every_n_epochs=1), choose], enable_checkpointing=True)
     with pytest.raises(ValueError, match="must not be chosen by ood/auroc_complexity"):
         run.fit(Density(), datamodule=data)
+
+
+def test_a_model_without_a_likelihood_gives_its_own_scores(data, tmp_path, capsys):
+    class Critic(Stub):
+        def ood_scores(self, x):
+            return {"critic": x.flatten(1).mean(1)}  # brighter is further out
+
+    found = run_test(Critic(), data, tmp_path, scores())
+    assert found["ood/inverted/auroc_critic"] == 1 and not [name for name in found if "likelihood" in name]
+    assert "ood/auroc_complexity" not in found
+    assert "the model's own: no likelihoods" in capsys.readouterr().out

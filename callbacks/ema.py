@@ -1,0 +1,127 @@
+"""Exponential moving average of the weights of named networks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+
+class EMA(Callback):
+    """Keep averaged weights, and put them in place wherever the model is looked at.
+
+    After step n the average moves by 1 - min(decay, (1 + n) / (10 + n)) towards the weights (the warm-up of Ho et al.'s
+    successors). Buffers, such as the statistics of batch norm, are copied. Validation, test and prediction see the
+    averages, and so does whoever samples after training. A checkpoint's ``state_dict`` holds the averages, so that
+    ``sample`` and ``test`` need nothing else; the raw weights, with which training goes on, stand beside them.
+
+    Args:
+        networks: Names of the model's sub-modules.
+        decay: The largest.
+        every_n_steps: Update so often, counted in steps that change these networks.
+    """
+
+    def __init__(self, networks: Sequence[str] = ("generator",), decay: float = 0.999, every_n_steps: int = 1) -> None:
+        if not networks or not 0 <= decay < 1 or every_n_steps < 1:
+            raise ValueError(
+                f"EMA needs names of networks, a decay in [0, 1) and every_n_steps of at least 1; got {networks}, "
+                f"{decay}, {every_n_steps}"
+            )
+        self.networks, self.decay, self.every_n_steps = tuple(networks), decay, every_n_steps
+        self._averages: dict[str, AveragedModel] = {}
+        self._in_place = False  # whether the model holds the averages, and `_averages` the raw weights
+        self._steps = 0
+
+    def _average(self, averages: Any, weights: Any, n: Tensor | int) -> None:
+        decay = min(self.decay, (1 + int(n)) / (10 + int(n)))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        missing = [name for name in self.networks if not isinstance(getattr(pl_module, name, None), torch.nn.Module)]
+        if missing:
+            own = [name for name, _ in pl_module.named_children()]
+            raise ValueError(
+                f"EMA: {type(pl_module).__name__} has no network {', '.join(missing)}; choose from {', '.join(own)}"
+            )
+        if stage == "fit" and not self._averages:
+            self._averages = {
+                name: AveragedModel(getattr(pl_module, name), multi_avg_fn=self._average) for name in self.networks
+            }
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for average in self._averages.values():
+            average.module.to(pl_module.device)  # not its counter, which would cost a wait each step
+        self._exchange(pl_module, in_place=False)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # a game counts the generator's own steps
+        steps = getattr(pl_module, "generator_steps", trainer.global_step)
+        if steps != self._steps and steps % self.every_n_steps == 0:
+            for name, average in self._averages.items():
+                average.update_parameters(getattr(pl_module, name))
+        self._steps = steps
+
+    # -- looking: before the hooks of batches and after them, whatever the order of the callbacks ----
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._exchange(pl_module, in_place=True)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._exchange(pl_module, in_place=False)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._exchange(pl_module, in_place=True)
+
+    def _exchange(self, pl_module: LightningModule, in_place: bool) -> None:
+        if in_place == self._in_place:
+            return
+        with torch.no_grad():
+            for name, average in self._averages.items():
+                network = getattr(pl_module, name)
+                for a, b in zip(average.module.parameters(), network.parameters(), strict=True):
+                    kept = a.clone()
+                    a.copy_(b)
+                    b.copy_(kept)
+        self._in_place = in_place
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not self._averages:
+            return
+        raw, state = {}, checkpoint["state_dict"]
+        for name, average in self._averages.items():
+            for key, value in average.module.named_parameters():
+                full = f"{name}.{key}"
+                # the model holds one of the two, we the other
+                raw[full], state[full] = (
+                    (value.detach(), state[full]) if self._in_place else (state[full], value.detach())
+                )
+        checkpoint["ema"] = {
+            "raw": {key: value.clone() for key, value in raw.items()},
+            "updates": {name: int(average.n_averaged) for name, average in self._averages.items()},
+            "steps": self._steps,
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on: the model has loaded the averages; they come here, and the raw weights take their place."""
+        saved = checkpoint.get("ema")
+        for name, average in self._averages.items():
+            network = getattr(pl_module, name)
+            average.module.load_state_dict(network.state_dict())
+            if saved is None:  # trained without averages until here
+                continue
+            average.n_averaged.fill_(saved["updates"][name])
+            with torch.no_grad():
+                for key, p in network.named_parameters():
+                    p.copy_(saved["raw"][f"{name}.{key}"])
+        self._steps = 0 if saved is None else saved["steps"]
+        self._in_place = False

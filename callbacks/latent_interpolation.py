@@ -1,0 +1,24 @@
+"""What lies between two samples."""
+
+from typing import Any
+
+from torch import Tensor
+
+from callbacks._picture import Picture
+from lit_generative.images import grid
+from lit_generative.protocols import Interpolates
+
+
+class LatentInterpolation(Picture):
+    """``n`` rows of ``steps`` images on the way from one sample to another."""
+
+    name, protocol = "interpolations", Interpolates
+
+    def __init__(self, n: int = 8, steps: int = 10, every_n_epochs: int = 1, seed: int = 0) -> None:
+        super().__init__(every_n_epochs, seed)
+        if n < 1 or steps < 2:
+            raise ValueError(f"{type(self).__name__}: n starts at 1, steps at 2; got {n} and {steps}")
+        self.n, self.steps = n, steps
+
+    def draw(self, model: Any, batch: Any) -> Tensor:
+        return grid(model.interpolate(self.n, self.steps), self.steps)

@@ -1,0 +1,131 @@
+r"""Wasserstein GANs: Arjovsky et al. (2017), arXiv:1701.07875, and Gulrajani et al. (2017), arXiv:1704.00028.
+
+    W_1(p, q)      = max over f with |f|_Lipschitz <= 1 of E_p[f(x)] - E_q[f(x)]              WGAN, Eq. 2
+    loss_critic    = E_z[f(G(z))] - E_x[f(x)]  (+ lambda penalty)
+    loss_generator = -E_z[f(G(z))]
+    penalty        = E[(|grad f(x_hat)|_2 - 1)^2],  x_hat = eps x + (1 - eps) G(z), eps ~ U[0, 1]    WGAN-GP, Eq. 3
+
+WGAN keeps f Lipschitz (up to a factor) by clipping its weights, WGAN-GP by the penalty.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_generative.adversarial import GAN, Batch
+from lit_generative.images import to_symmetric
+from lit_generative.nn.dcgan import DCGANDiscriminator, DCGANGenerator
+
+
+def distance(critic: nn.Module, batch: Batch, fake: Tensor) -> Tensor:
+    """E_x[f(x)] - E_z[f(G(z))], the critic's estimate of W_1 (up to its Lipschitz constant)."""
+    return critic(to_symmetric(batch[0])).float().mean() - critic(fake).float().mean()
+
+
+class WGAN(GAN):
+    """Wasserstein GAN whose critic's weights are clipped.
+
+    Args:
+        image_shape: (C, H, W) of the images.
+        latent: Dimensions of z.
+        width: Channels at the largest resolution; they double towards the smallest.
+        lr: Learning rate of both RMSprops.
+        clip_weights: Bound on every weight of the critic.
+        n_critic: Steps of the critic to one of the generator.
+        accumulate: Batches whose gradients make one step.
+        clip: Norm to which gradients are clipped; 0: not at all.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        latent: int = 100,
+        width: int = 64,
+        lr: float = 5e-5,
+        clip_weights: float = 0.01,
+        n_critic: int = 5,
+        accumulate: int = 1,
+        clip: float = 0.0,
+    ) -> None:
+        super().__init__(n_critic, accumulate, clip)
+        if min(latent, width) < 1 or clip_weights <= 0:
+            raise ValueError(
+                f"latent and width start at 1, clip_weights above 0; got {latent}, {width}, {clip_weights}"
+            )
+        self.save_hyperparameters()
+        self.image_shape, self.latent, self.lr, self.clip_weights = image_shape, latent, lr, clip_weights
+        self.generator = DCGANGenerator(self.image_shape, latent, width)
+        self.discriminator = DCGANDiscriminator(self.image_shape, width)
+
+    def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+        wasserstein = distance(self.discriminator, batch, fake)
+        return {"loss_critic": -wasserstein, "wasserstein": wasserstein}
+
+    def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+        return {"loss_generator": -self.discriminator(fake).float().mean()}
+
+    @torch.no_grad()
+    def after_discriminator_step(self) -> None:
+        for p in self.discriminator.parameters():
+            p.clamp_(-self.clip_weights, self.clip_weights)
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.RMSprop(n.parameters(), self.lr) for n in (self.generator, self.discriminator)]
+
+
+def gradient_penalty(critic: nn.Module, x: Tensor, fake: Tensor) -> Tensor:
+    """E[(|grad f(x_hat)|_2 - 1)^2] between ``x`` and ``fake`` ``(B, C, H, W)``, float32 (WGAN-GP, Eq. 3)."""
+    with torch.autocast(x.device.type, enabled=False):
+        eps = torch.rand(len(x), 1, 1, 1, device=x.device)
+        x_hat = torch.lerp(fake.float(), x.float(), eps).requires_grad_()
+        (gradient,) = torch.autograd.grad(critic(x_hat).sum(), x_hat, create_graph=True)
+        norm = (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()  # the root of 0 has no gradient
+        return (norm - 1).square().mean()
+
+
+class WGANGP(GAN):
+    """Wasserstein GAN with gradient penalty; its critic has no batch norm, which would mix images.
+
+    Args:
+        image_shape: (C, H, W) of the images.
+        latent: Dimensions of z.
+        width: Channels at the largest resolution; they double towards the smallest.
+        lr: Learning rate of both Adams, whose betas are (0, 0.9).
+        penalty: The penalty's weight lambda.
+        n_critic: Steps of the critic to one of the generator.
+        accumulate: Batches whose gradients make one step.
+        clip: Norm to which gradients are clipped; 0: not at all.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        latent: int = 100,
+        width: int = 64,
+        lr: float = 1e-4,
+        penalty: float = 10.0,
+        n_critic: int = 5,
+        accumulate: int = 1,
+        clip: float = 0.0,
+    ) -> None:
+        super().__init__(n_critic, accumulate, clip)
+        if min(latent, width) < 1 or penalty < 0:
+            raise ValueError(f"latent and width start at 1, penalty at 0; got {latent}, {width}, {penalty}")
+        self.save_hyperparameters()
+        self.image_shape, self.latent, self.lr, self.penalty = image_shape, latent, lr, penalty
+        self.generator = DCGANGenerator(self.image_shape, latent, width)
+        self.discriminator = DCGANDiscriminator(self.image_shape, width, norm="none")
+
+    def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+        wasserstein = distance(self.discriminator, batch, fake)
+        penalty = gradient_penalty(self.discriminator, to_symmetric(batch[0]), fake)
+        loss = self.penalty * penalty - wasserstein
+        return {"loss_critic": loss, "wasserstein": wasserstein, "gradient_penalty": penalty}
+
+    def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+        return {"loss_generator": -self.discriminator(fake).float().mean()}
+
+    def configure_optimizers(self) -> Any:
+        networks = (self.generator, self.discriminator)
+        return [torch.optim.Adam(n.parameters(), self.lr, (0.0, 0.9), fused=not self.clip) for n in networks]

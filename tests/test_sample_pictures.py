@@ -1,0 +1,85 @@
+"""Pictures of what a generator knows: films, interpolations, nearest neighbours."""
+
+import pytest
+import torch
+from PIL import Image
+from stubs import Sampler, Stub, trainer
+
+from callbacks import Film, LatentInterpolation, NearestNeighbours, SampleGrid
+from datamodules import FashionMNIST
+from lit_generative.images import from_uint8
+from lit_generative.models.dcgan import DCGAN
+
+
+@pytest.fixture
+def data(data_dir):
+    return FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=32)
+
+
+def images(folder):
+    return folder / "run" / "version_0" / "images"
+
+
+def test_a_film_has_a_frame_for_every_epoch(data, tmp_path):
+    class Brightening(Sampler):
+        """One grey level for each epoch."""
+
+        def sample(self, n, c=None):
+            return torch.full((n, 1, 28, 28), (1 + self.current_epoch) / 4)
+
+    trainer(tmp_path, callbacks=[SampleGrid(n=1, columns=1), Film(seconds=0.2)], max_epochs=3).fit(
+        Brightening(), datamodule=data
+    )
+    with Image.open(images(tmp_path) / "samples.gif") as film:
+        assert film.n_frames == 3
+        levels = []
+        for i in range(3):
+            film.seek(i)
+            assert film.info["duration"] == 200
+            levels.append(film.convert("L").getpixel((16, 16)))
+    assert levels == pytest.approx([64, 128, 191], abs=1)
+
+
+def test_a_run_without_pictures_has_no_film(data, tmp_path):
+    trainer(tmp_path, callbacks=[Film()], max_epochs=1).fit(Sampler(), datamodule=data)
+    assert not images(tmp_path).exists()
+
+
+def test_interpolations_go_from_one_sample_to_another_at_the_right_distance():
+    model = DCGAN(width=4, latent=500).eval()
+    seen = []
+    model.decode = lambda z: seen.append(z) or torch.zeros(len(z), 1, 28, 28)
+    assert model.interpolate(3, 5).shape == (15, 1, 28, 28)
+    z = seen[0].view(3, 5, 500)
+    # every point is as far from the origin as a draw of N(0, I), and neighbours are close
+    assert torch.allclose(z.norm(dim=-1), torch.tensor(500.0).sqrt(), rtol=0.15)
+    assert (z[:, 1:] - z[:, :-1]).norm(dim=-1).max() < 0.6 * (z[:, 0] - z[:, -1]).norm(dim=-1).min()
+
+
+def test_the_picture_of_interpolations(data, tmp_path):
+    trainer(tmp_path, callbacks=[LatentInterpolation(n=2, steps=4)]).test(DCGAN(width=4, latent=4), datamodule=data)
+    with Image.open(images(tmp_path) / "interpolations_test.png") as picture:
+        assert picture.size == (4 * 30 + 2, 2 * 30 + 2)
+
+
+def test_a_copied_image_stands_beside_itself(data, tmp_path):
+    training = data.convert(data.stored("train")[0])
+
+    class Copier(Sampler):
+        def sample(self, n, c=None):
+            return from_uint8(training[10 : 10 + n])
+
+    callback = NearestNeighbours(n=3, k=2)
+    trainer(tmp_path, callbacks=[callback]).test(Copier(), datamodule=data)
+    assert callback._nearest(training[17])[0] == 17
+    with Image.open(images(tmp_path) / "neighbours_test.png") as picture:
+        assert picture.size == (3 * 30 + 2, 3 * 30 + 2)
+        assert picture.crop((2, 2, 30, 30)).tobytes() == picture.crop((32, 2, 60, 30)).tobytes()
+        assert picture.crop((2, 2, 30, 30)).tobytes() != picture.crop((62, 2, 90, 30)).tobytes()
+
+
+def test_what_cannot_work_is_said_at_the_start(data, tmp_path):
+    with pytest.raises(TypeError, match=r"LatentInterpolation needs a model .* but Stub has no `interpolate`"):
+        trainer(tmp_path, callbacks=[LatentInterpolation()]).fit(Stub(), datamodule=data)
+    with pytest.raises(ValueError, match="k = 97, but there are 96 training images"):
+        trainer(tmp_path / "k", callbacks=[NearestNeighbours(k=97)]).fit(Sampler(), datamodule=data)

@@ -1,0 +1,69 @@
+"""A game of numbers instead of images; run by test_adversarial.py also as a script, on some number of processes."""
+
+import os
+import sys
+
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_generative.adversarial import Adversarial
+
+
+class Game(Adversarial):
+    """The generator is deterministic: its noise is the batch's second part."""
+
+    image_shape = (1, 1, 1)
+
+    def __init__(self, n_critic=1, accumulate=1, clip=0.0, decay=False):
+        super().__init__(n_critic, accumulate, clip)
+        self.save_hyperparameters()
+        self.generator = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.discriminator = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.decay = decay
+
+    def generate(self, batch):
+        return self.generator(batch[1])
+
+    def discriminator_loss(self, batch, fake):
+        real, fake = self.discriminator(batch[0]), self.discriminator(fake)
+        return {"loss_discriminator": (fake - real + 0.1 * (real**2 + fake**2)).mean()}
+
+    def generator_loss(self, batch, fake):
+        return {"loss_generator": -self.discriminator(fake).mean()}
+
+    def configure_optimizers(self):
+        optimizers = [torch.optim.SGD(n.parameters(), 0.1) for n in (self.generator, self.discriminator)]
+        if not self.decay:
+            return optimizers
+        halve = [torch.optim.lr_scheduler.ExponentialLR(o, 0.5) for o in optimizers]
+        return optimizers, [{"scheduler": halve[0], "interval": "step"}, {"scheduler": halve[1], "interval": "epoch"}]
+
+
+def main():
+    processes, path = int(sys.argv[1]), sys.argv[2]
+    x = torch.randn(32, 1, generator=torch.Generator().manual_seed(1))
+    mine = slice(int(os.environ.get("LOCAL_RANK", 0)), None, processes)  # together the same eight numbers a step
+    batches = DataLoader(TensorDataset(x[mine], x.flip(0)[mine]), 8 // processes)
+    torch.manual_seed(0)
+    model = Game(n_critic=2)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp_find_unused_parameters_true" if processes > 1 else "auto",
+        use_distributed_sampler=False,
+        max_epochs=3,
+        limit_val_batches=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(model, batches)
+    if trainer.is_global_zero:
+        torch.save({"weights": model.state_dict(), "global_step": trainer.global_step}, path)
+
+
+if __name__ == "__main__":
+    main()
