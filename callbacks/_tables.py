@@ -7,6 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+WARNING = (
+    "likelihood alone is shown as a baseline that can fail badly: a density model may find simpler images of another "
+    "kind more likely than its own (Nalisnick et al., 2019)"
+)
+
 
 def short_table(values: Mapping[tuple[str, str], float]) -> str:
     """One number for every (row, column), aligned."""

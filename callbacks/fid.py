@@ -150,6 +150,7 @@ class FID(FirstBatch):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.net is not None:
             self.net.cpu()
+        self.net = None  # the next stage's `setup` must not take it for another callback's
 
     # -- real images -------------------------------------------------------------------------------
 

@@ -13,17 +13,12 @@ import lit_generative.ood as ood
 from callbacks._first_batch import FirstBatch
 from callbacks._logging import log_image, run_folder
 from callbacks._plots import histograms
-from callbacks._tables import mean_and_error, short_table, write_scores
+from callbacks._tables import WARNING, mean_and_error, short_table, write_scores
 from lit_generative.checkpoints import load_model
 from lit_generative.images import from_uint8
 from lit_generative.metrics import PerImage
 from lit_generative.protocols import HasLogProb, HasOODScores, require
 from lit_generative.randomness import forked_rng, mixed_seed
-
-WARNING = (
-    "likelihood alone is shown as a baseline that can fail badly: a density model may find simpler images of another "
-    "kind more likely than its own (Nalisnick et al., 2019)"
-)
 
 
 class OODScores(FirstBatch):

@@ -6,13 +6,13 @@ buffers. A model writes `generate`, `discriminator_loss`, `generator_loss` and i
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -225,10 +225,7 @@ def one_step_a_batch(optimizers: list[LightningOptimizer]) -> Iterator[None]:
     """Count one step of the Trainer in this block, where Lightning counts every optimiser's."""
     before, after = optimizers[0]._on_before_step, optimizers[0]._on_after_step
     for optimizer in optimizers:
-        optimizer._on_before_step = optimizer._on_after_step = _nothing
+        optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
     yield
     before()
     after()
-
-
-_nothing: Callable[[], None] = lambda: None  # noqa: E731

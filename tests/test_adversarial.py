@@ -22,7 +22,7 @@ from callbacks import EMA
 from datamodules import FashionMNIST
 from lit_generative.adversarial import frozen
 from lit_generative.models.dcgan import DCGAN
-from lit_generative.models.wgan import WGAN, distance, gradient_penalty
+from lit_generative.models.wgan import WGAN, WGANGP, distance, gradient_penalty
 
 TESTS = Path(__file__).parent
 
@@ -143,6 +143,15 @@ def test_gradient_penalty_of_a_linear_critic(half):
         penalty = gradient_penalty(critic, x, fake)
         penalty.backward()
     assert_close(penalty, torch.tensor(1.0), atol=1e-5, rtol=0) and critic.w.grad.isfinite().all()
+
+
+def test_the_critic_of_the_penalty_mixes_no_images():
+    """A score must not depend on the rest of the batch, as it would with batch norm; also where width is a colour's."""
+    for critic in (WGANGP(width=4).discriminator, WGANGP((3, 32, 32), width=3).discriminator):
+        x = torch.rand(6, *((1, 28, 28) if critic.net[0].in_channels == 1 else (3, 32, 32)))
+        assert_close(critic(x)[:2], critic(x[:2]))
+    norms = [m for m in DCGAN((3, 32, 32), width=3).discriminator.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 2  # behind all strided convolutions but the first
 
 
 def test_the_critic_recovers_the_distance_of_two_gaussians():

@@ -271,6 +271,10 @@ def test_two_extractors_stand_beside_one_another(data, fid, tmp_path):
     for name in ("fid_quarters", "kid_quarters", "precision", "recall", "density", "coverage"):
         assert both[f"test/{name}"] == one[f"test/{name}"]
     assert both["test/fid_halves"] > 0
+    # a second stage of the same Trainer knows again whose turn it is
+    run = trainer(tmp_path, callbacks=[fid(), fid(extractor=Halves())], logger=False)
+    run.test(Sampler(), data, verbose=False)
+    assert "test/recall" in run.test(Sampler(), data, verbose=False)[0]
     with pytest.raises(ValueError, match="two FID callbacks have the extractor quarters"):
         run_test(Sampler(), data, tmp_path, fid(), fid())
 

@@ -28,8 +28,8 @@ def init_dcgan(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
-    if getattr(module, "bias", None) is not None:
-        nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+    if isinstance(bias := getattr(module, "bias", None), Tensor):
+        nn.init.zeros_(bias)
 
 
 class DCGANGenerator(nn.Module):
@@ -42,7 +42,7 @@ class DCGANGenerator(nn.Module):
         layers: list[nn.Module] = [nn.Unflatten(1, (latent, 1, 1))]
         layers += [nn.ConvTranspose2d(latent, channels[0], bottom, bias=False)]  # (B, channels[0], bottom, bottom)
         for i, o in zip(channels, [*channels[1:], image_shape[0]], strict=True):
-            layers += [nn.BatchNorm2d(i), nn.ReLU(), nn.ConvTranspose2d(i, o, 4, 2, 1, bias=o == image_shape[0])]
+            layers += [nn.BatchNorm2d(i), nn.ReLU(), nn.ConvTranspose2d(i, o, 4, 2, 1, bias=i == width)]
         self.net = nn.Sequential(*layers, nn.Tanh())
         self.apply(init_dcgan)
         self.to(memory_format=torch.channels_last)  # a sixth faster on CPUs
@@ -61,8 +61,8 @@ class DCGANDiscriminator(nn.Module):
         bottom, doublings = _stages(image_shape)
         channels = [image_shape[0], *(width * 2**i for i in range(doublings))]
         layers: list[nn.Module] = []
-        for i, o in pairwise(channels):
-            first = i == channels[0]
+        for stage, (i, o) in enumerate(pairwise(channels)):
+            first = stage == 0
             layers += [nn.Conv2d(i, o, 4, 2, 1, bias=first or norm == "none")]
             layers += [nn.LeakyReLU(0.2)] if first else [NORMS[norm](o), nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*layers, nn.Conv2d(channels[-1], 1, bottom, bias=False), nn.Flatten(0))
