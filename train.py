@@ -1,5 +1,6 @@
 """Train, test and sample any model on any data: ``python train.py {fit,validate,test,predict,sample} --help``."""
 
+import inspect
 import json
 import sys
 import warnings
@@ -40,6 +41,7 @@ warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint nee
 warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
 
 DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` draws from a checkpoint."
+DEFAULT_MONITOR = GenerativeModel.monitor
 CHOICES = {"model": (LightningModule, lit_generative.models), "data": (LightningDataModule, datamodules)}
 
 
@@ -67,7 +69,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, help="Name of the run's folder (default: the recipe's).")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        best = {"monitor": "val/loss", "filename": "best", "save_last": True, "enable_version_counter": False}
+        best = {"monitor": DEFAULT_MONITOR, "filename": "best", "save_last": True, "enable_version_counter": False}
         parser.set_defaults({f"checkpoint.{key}": value for key, value in best.items()})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -116,8 +118,11 @@ class CLI(LightningCLI):
             run = Path(config.ckpt_path or "").parent
             if run.name == "checkpoints":  # written beside the run that was trained
                 folder, name = run.parent, self.subcommand
-        if self.subcommand == "fit" and getattr(self.datamodule, "val_size", None) == 0:
-            config.checkpoint.monitor = None  # nothing to choose by: the last epoch's is kept
+        if self.subcommand == "fit":
+            if config.checkpoint.monitor == DEFAULT_MONITOR:
+                config.checkpoint.monitor = getattr(self.model, "monitor", DEFAULT_MONITOR)
+            if getattr(self.datamodule, "val_size", None) == 0:
+                config.checkpoint.monitor = None  # nothing to choose by: the last epoch's is kept
         if config.trainer.logger is False:
             self.save_config_callback = None  # there is no folder of its own for it
         else:
@@ -181,7 +186,13 @@ def readable(error: Exception) -> str:
 
 
 def sample(
-    ckpt_path: str, n: int = 64, output: str = "samples.png", seed: int = 0, batch_size: int = 256, device: str = "cpu"
+    ckpt_path: str,
+    n: int = 64,
+    output: str = "samples.png",
+    seed: int = 0,
+    batch_size: int = 256,
+    device: str = "cpu",
+    options: dict[str, float] | None = None,
 ) -> None:
     """Draw images from a checkpoint; nothing but the checkpoint is needed.
 
@@ -192,6 +203,7 @@ def sample(
         seed: Seed of the noise.
         batch_size: Images drawn at a time.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        options: What else the model's ``sample`` takes: ``--options.temperature 0.7`` for a flow.
     """
     target = Path(output)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -207,8 +219,12 @@ def sample(
         raise ValueError(f"--device {device} cannot be used: {error}") from error
     if not isinstance(model, Samples):
         raise TypeError(f"a {type(model).__name__} cannot sample")
+    chosen: Any = options or {}
+    known = list(inspect.signature(model.sample).parameters)[2:]  # behind n and c
+    if unknown := [name for name in chosen if name not in known]:
+        raise ValueError(f"{type(model).__name__} has no option {unknown[0]} of samples: it has {known or 'none'}")
     with forked_rng(seed, device):
-        x = torch.cat([model.sample(min(batch_size, n - i)).cpu() for i in range(0, n, batch_size)])
+        x = torch.cat([model.sample(min(batch_size, n - i), **chosen).cpu() for i in range(0, n, batch_size)])
     if target.suffix == ".png":
         save_png(grid(x), target)
     elif target.suffix == ".npz":

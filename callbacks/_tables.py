@@ -21,9 +21,27 @@ def short_table(values: Mapping[tuple[str, str], float]) -> str:
     return "\n".join(lines)
 
 
-def mean_and_error(values: Tensor) -> str:
-    """The mean and its standard error."""
-    return f"{values.mean():.1f} ± {values.std() / math.sqrt(len(values)):.1f}"
+def score_table(
+    scores: Mapping[str, Mapping[str, Tensor]],
+    log_probs: Mapping[str, Tensor],
+    kind: str,
+    measured: Mapping[tuple[str, str], Mapping[str, tuple[float, ...]]],
+) -> str:
+    """Of every set and score the mean and its standard error, and how well it tells, with intervals, as Markdown."""
+    lines = ["| images | score | mean ± s.e. | AUROC | AUPR | FPR at 95 % TPR |", "|---|---|---:|---:|---:|---:|"]
+    for name, columns in scores.items():
+        images = f"{name} ({len(next(iter(columns.values()))):,})"
+        if name in log_probs:
+            lines.append(f"| {images} | log p(x), nats ({kind}) | {_mean_and_error(log_probs[name])} | | | |")
+        for score, values in columns.items():
+            measures = measured.get((name, score), {})
+            cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in measures.values()] or ["", "", ""]
+            lines.append(f"| {images} | {score} | {_mean_and_error(values)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean_and_error(values: Tensor) -> str:
+    return f"{values.mean():.4g} ± {values.std() / math.sqrt(len(values)):.2g}"
 
 
 def write_scores(path: Path, numbers: Mapping[str, Tensor], scores: Mapping[str, Mapping[str, Tensor]]) -> None:

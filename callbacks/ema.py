@@ -1,6 +1,7 @@
 """Exponential moving average of the weights of named networks."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class EMA(Callback):
     Args:
         networks: Names of the model's sub-modules.
         decay: The largest.
-        every_n_steps: Update so often, counted in steps that change these networks.
+        every_n_steps: Update so often, counted in the generator's steps where a game has such, else in the Trainer's.
     """
 
     def __init__(self, networks: Sequence[str] = ("generator",), decay: float = 0.999, every_n_steps: int = 1) -> None:
@@ -32,12 +33,12 @@ class EMA(Callback):
             )
         self.networks, self.decay, self.every_n_steps = tuple(networks), decay, every_n_steps
         self._averages: dict[str, AveragedModel] = {}
+        self._model: Callable[[], LightningModule | None] = lambda: None  # whose they are
         self._in_place = False  # whether the model holds the averages, and `_averages` the raw weights
         self._steps = 0
 
     def _average(self, averages: Any, weights: Any, n: Tensor | int) -> None:
-        decay = min(self.decay, (1 + int(n)) / (10 + int(n)))
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        torch._foreach_lerp_(averages, weights, 1 - self._decay)  # n is on the device: asking for it would wait
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         missing = [name for name in self.networks if not isinstance(getattr(pl_module, name, None), torch.nn.Module)]
@@ -46,7 +47,8 @@ class EMA(Callback):
             raise ValueError(
                 f"EMA: {type(pl_module).__name__} has no network {', '.join(missing)}; choose from {', '.join(own)}"
             )
-        if stage == "fit" and not self._averages:
+        if stage == "fit" and self._model() is not pl_module:
+            self._model, self._in_place = weakref.ref(pl_module), False
             self._averages = {
                 name: AveragedModel(getattr(pl_module, name), multi_avg_fn=self._average) for name in self.networks
             }
@@ -55,16 +57,24 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for average in self._averages.values():
-            average.module.to(pl_module.device)  # not its counter, which would cost a wait each step
+            average.module.to(pl_module.device)  # its counter stays on the CPU
         self._exchange(pl_module, in_place=False)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._steps = self._count(trainer, pl_module)
+
+    @staticmethod
+    def _count(trainer: Trainer, pl_module: LightningModule) -> int:
+        return getattr(pl_module, "generator_steps", trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # a game counts the generator's own steps
-        steps = getattr(pl_module, "generator_steps", trainer.global_step)
+        steps = self._count(trainer, pl_module)
         if steps != self._steps and steps % self.every_n_steps == 0:
             for name, average in self._averages.items():
+                n = int(average.n_averaged)
+                self._decay = min(self.decay, (1 + n) / (10 + n))
                 average.update_parameters(getattr(pl_module, name))
         self._steps = steps
 
@@ -106,22 +116,17 @@ class EMA(Callback):
                     (value.detach(), state[full]) if self._in_place else (state[full], value.detach())
                 )
         checkpoint["ema"] = {
-            "raw": {key: value.clone() for key, value in raw.items()},
+            "weights": {key: value.clone() for key, value in raw.items()},
             "updates": {name: int(average.n_averaged) for name, average in self._averages.items()},
-            "steps": self._steps,
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on: the model has loaded the averages; they come here, and the raw weights take their place."""
-        saved = checkpoint.get("ema")
+        """The model has loaded the raw weights to train on, or else the averages; the other set comes here."""
+        saved = checkpoint.get("ema", {"weights": {}, "updates": {}})
         for name, average in self._averages.items():
-            network = getattr(pl_module, name)
-            average.module.load_state_dict(network.state_dict())
-            if saved is None:  # trained without averages until here
-                continue
-            average.n_averaged.fill_(saved["updates"][name])
+            average.module.load_state_dict(getattr(pl_module, name).state_dict())
+            average.n_averaged.fill_(saved["updates"].get(name, 0))  # 0: trained without its average until here
             with torch.no_grad():
-                for key, p in network.named_parameters():
-                    p.copy_(saved["raw"][f"{name}.{key}"])
-        self._steps = 0 if saved is None else saved["steps"]
-        self._in_place = False
+                for key, p in average.module.named_parameters():
+                    p.copy_(saved["weights"].get(f"{name}.{key}", p))
+        self._in_place = trainer.state.fn != TrainerFn.FITTING

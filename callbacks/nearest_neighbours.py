@@ -12,7 +12,10 @@ from lit_generative.protocols import Samples
 
 
 class NearestNeighbours(Picture):
-    """``n`` rows of a sample and the ``k`` training images nearest to it, by Euclidean distance of pixels."""
+    """``n`` rows of a sample and the ``k`` training images nearest to it, by Euclidean distance of pixels.
+
+    All images of the training file, those split off for validation too.
+    """
 
     name, protocol = "neighbours", Samples
 
@@ -27,6 +30,8 @@ class NearestNeighbours(Picture):
         data: Any = getattr(trainer, "datamodule", None)
         if not (hasattr(data, "stored") and hasattr(data, "convert")):
             raise TypeError(f"NearestNeighbours: {type(data).__name__} does not give its images (`stored`, `convert`)")
+        if stage == "predict":
+            return
         self.images = data.convert(data.stored("train")[0])
         if self.k > len(self.images):
             raise ValueError(f"NearestNeighbours: k = {self.k}, but there are {len(self.images)} training images")

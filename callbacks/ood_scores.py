@@ -13,7 +13,7 @@ import lit_generative.ood as ood
 from callbacks._first_batch import FirstBatch
 from callbacks._logging import log_image, run_folder
 from callbacks._plots import histograms
-from callbacks._tables import WARNING, mean_and_error, short_table, write_scores
+from callbacks._tables import WARNING, score_table, short_table, write_scores
 from lit_generative.checkpoints import load_model
 from lit_generative.images import from_uint8
 from lit_generative.metrics import PerImage
@@ -41,7 +41,7 @@ class OODScores(FirstBatch):
         seed: Of the images, the model's draws and the bootstrap.
 
     Raises:
-        TypeError: The model has no ``log_prob``, or the data cannot give their images.
+        TypeError: The model has neither ``log_prob`` nor ``ood_scores``, or the data cannot give their images.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class OODScores(FirstBatch):
 
     def _evaluate(self, columns: dict[str, dict[str, Tensor]]) -> dict[str, float]:
         log_probs = {name: c.pop("log_prob") for name, c in columns.items() if "log_prob" in c}
-        self._scores, self._auroc = columns, {}
+        self._scores = columns
         for name, values in log_probs.items():
             made_of = (
                 values,
@@ -206,21 +206,16 @@ class OODScores(FirstBatch):
             self._scores[name] = ood.scores(*made_of) | columns[name]  # what is left is the model's own
         inside = self._scores["test"]
         metrics = {f"{name}/log_prob": float(values.mean()) for name, values in log_probs.items()}
-        self._lines = [
-            f"| images | log p(x), nats ({self._kind}) | score | AUROC | AUPR | FPR at 95 % TPR |",
-            "|---|---:|---|---:|---:|---:|",
-        ]
-        for name, numbers in self._numbers.items():
-            mean = f"{name} ({len(numbers):,}) | {mean_and_error(log_probs[name]) if name in log_probs else ''}"
-            if name in ("train", "test"):
-                self._lines.append(f"| {mean} | | | | |")
-                continue
-            for score, outside in self._scores[name].items():
-                measured = ood.detection(inside[score], outside, self.resamples, self.seed)
-                self._auroc[name, score] = measured["auroc"][0]
-                metrics |= {f"{name}/{measure}_{score}": values[0] for measure, values in measured.items()}
-                cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in measured.values()]
-                self._lines.append(f"| {mean} | {score} | {' | '.join(cells)} |")
+        measured = {
+            (name, score): ood.detection(inside[score], outside, self.resamples, self.seed)
+            for name in self._numbers
+            if name not in ("train", "test")
+            for score, outside in self._scores[name].items()
+        }
+        for (name, score), measures in measured.items():
+            metrics |= {f"{name}/{measure}_{score}": values[0] for measure, values in measures.items()}
+        self._auroc = {key: measures["auroc"][0] for key, measures in measured.items()}
+        self._table = score_table(self._scores, log_probs, self._kind, measured)
         if headline := [metrics[key] for n in self._others if (key := f"{n}/auroc_{self.headline}") in metrics]:
             metrics[f"auroc_{self.headline}"] = sum(headline) / len(headline)
         broken = sum(int((~values.isfinite()).sum()) for scores in self._scores.values() for values in scores.values())
@@ -233,27 +228,29 @@ class OODScores(FirstBatch):
         folder = run_folder(trainer)
         if not self._sets or not trainer.is_global_zero:
             return
-        warning = (
-            WARNING if "likelihood" in self._scores["test"] else "these scores are the model's own: no likelihoods"
-        )
-        table = "\n".join(self._lines)
+        own = "these scores are the model's own: no likelihoods"
+        warning = WARNING if "likelihood" in self._scores["test"] else own
         print(f"\nAUROC of what is out of distribution\n{short_table(self._auroc)}\n{warning}")
         for score in self._scores["test"]:
             values = {name: scores[score] for name, scores in self._scores.items()}
             log_image(trainer, folder, f"ood-{score}", histograms(values, f"{score} (higher: further out)"))
         if folder is not None:
             (folder / "ood").mkdir(parents=True, exist_ok=True)
-            (folder / "ood" / "table.md").write_text(f"{self.describe_test()}\n\n{table}\n\n{warning}\n")
+            (folder / "ood" / "table.md").write_text(f"{self.describe_test()}\n\n{self._table}\n\n{warning}\n")
             write_scores(folder / "ood" / "scores.csv", self._numbers, self._scores)
 
     def describe_test(self) -> str:
         """The protocol of the numbers."""
         if not self._sets:
             return ""
-        return (
+        text = (
             f"test images against each set, up to {self.num_images:,} images of each, all brought to {self._pixels}; "
-            f"log p(x): {self._kind}; seed {self.seed}, {self.batch_size} at a time; "
-            f"95 % bootstrap intervals ({self.resamples} resamples); AUPR with the other set as positive class; "
-            f"typicality against the mean over training images; complexity: shortest of PNG, WebP and JPEG 2000; "
-            f"ood/auroc_{self.headline}: mean over {', '.join(self._others) or 'no set'}"
+            f"seed {self.seed}, {self.batch_size} at a time; "
+            f"95 % bootstrap intervals ({self.resamples} resamples); AUPR with the other set as positive class"
+        )
+        if "likelihood" not in self._scores["test"]:
+            return f"{text}; scores of the model's own, no likelihoods"
+        return (
+            f"{text}; log p(x): {self._kind}; typicality against the mean over training images; complexity: shortest "
+            f"of PNG, WebP and JPEG 2000; ood/auroc_{self.headline}: mean over {', '.join(self._others) or 'no set'}"
         )

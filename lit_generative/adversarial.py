@@ -7,18 +7,20 @@ buffers. A model writes `generate`, `discriminator_loss`, `generator_loss` and i
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_generative.images import from_symmetric, to_symmetric
+from lit_generative.interpolation import arcs
 from lit_generative.module import GenerativeModel
 
 Batch = tuple[Tensor, Tensor]
@@ -45,36 +47,33 @@ class Adversarial(GenerativeModel):
     """A model whose training is a game of ``generator`` and ``discriminator``.
 
     `configure_optimizers` gives the optimisers of the two in this order, and their schedules if any.
-    ``trainer.global_step`` counts batches, whatever ``n_critic`` and ``accumulate`` are.
+    ``trainer.global_step`` counts batches, whatever ``n_critic`` and ``accumulate`` are; a step that float16's scaler
+    skips counts too.
 
     Args:
         n_critic: Steps of the discriminator to one of the generator.
-        accumulate: Batches whose gradients make one step; the last step of an epoch may have fewer.
+        accumulate: Batches, of equal size, whose gradients make one step; the last step of an epoch may have fewer.
         clip: Norm to which either network's gradients are clipped; 0: not at all.
     """
 
     generator: nn.Module
     discriminator: nn.Module
+    monitor = None  # a game has no loss to choose by
 
     def __init__(self, n_critic: int = 1, accumulate: int = 1, clip: float = 0.0) -> None:
         super().__init__()
         if min(n_critic, accumulate) < 1 or clip < 0:
             raise ValueError(f"n_critic and accumulate start at 1, clip at 0; got {n_critic}, {accumulate}, {clip}")
         self.automatic_optimization = False
-        self.n_critic, self.accumulation, self.clip = n_critic, accumulate, clip
-        self.discriminator_steps = self.generator_steps = 0
+        self.n_critic, self.batches_per_step, self.clip = n_critic, accumulate, clip
+        self.discriminator_steps = self.generator_steps = self.images_seen = 0
         self._waiting: list[Batch] = []  # batches behind the gradients of a step to come
+        self._begun: dict[str, Any] = {}  # the same from a checkpoint
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        strategy = self.trainer.strategy
-        if stage == "fit" and isinstance(strategy, DDPStrategy):
-            options = strategy._ddp_kwargs
-            if options.get("static_graph") or not options.get("find_unused_parameters"):
-                raise ValueError(
-                    f"{type(self).__name__} moves one network at a time, which plain DDP takes for a fault: set "
-                    "--trainer.strategy ddp_find_unused_parameters_true"
-                )
+        if stage == "fit":
+            self.require_unused_parameters("moves one network at a time")
 
     # -- what a model writes -----------------------------------------------------------------------
 
@@ -95,7 +94,13 @@ class Adversarial(GenerativeModel):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._waiting = []  # a run that was stopped within a step leaves it
+        if any(isinstance(config.scheduler, ReduceLROnPlateau) for config in self.trainer.lr_scheduler_configs):
+            raise ValueError(f"{type(self).__name__} has no loss to watch: ReduceLROnPlateau cannot be used")
+        # gradients of a step that another run began are gone, unless a checkpoint brings them
+        self._waiting = [(x.to(self.device), c.to(self.device)) for x, c in self._begun.get("batches", ())]
+        for name, gradient in self._begun.get("gradients", {}).items():
+            self.discriminator.get_parameter(name).grad = gradient.to(self.device)
+        self._begun = {}
 
     # -- one turn ----------------------------------------------------------------------------------
 
@@ -103,10 +108,21 @@ class Adversarial(GenerativeModel):
         optimizers: Any = self.optimizers()
         with one_step_a_batch(optimizers):
             self._play(batch, *optimizers)
-        self._step_schedules("step")
+        self.images_seen += len(batch[0]) * self.trainer.world_size
+        self._step_schedules("step", self.trainer.global_step)
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            steps = {"generator_steps": self.generator_steps, "images_seen": self.images_seen}
+            self.log_dict({f"train/{name}": float(value) for name, value in steps.items()})
 
-    def _step_schedules(self, interval: str) -> None:
-        schedules: list[Any] = [c.scheduler for c in self.trainer.lr_scheduler_configs if c.interval == interval]
+    def on_train_epoch_end(self) -> None:
+        self._step_schedules("epoch", self.current_epoch + 1)
+
+    def _step_schedules(self, interval: str, now: int) -> None:
+        schedules: list[Any] = [
+            config.scheduler
+            for config in self.trainer.lr_scheduler_configs
+            if config.interval == interval and now % config.frequency == 0
+        ]
         with warnings.catch_warnings():
             # torch warns until the first step of the generator, which n_critic delays
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
@@ -116,7 +132,7 @@ class Adversarial(GenerativeModel):
     def _play(self, batch: Batch, optimizer_g: LightningOptimizer, optimizer_d: LightningOptimizer) -> None:
         self._waiting.append(batch)
         moves = (self.discriminator_steps + 1) % self.n_critic == 0  # the generator, after this discriminator step
-        shares = moves and self.accumulation == 1  # its images serve both
+        shares = moves and self.batches_per_step == 1  # its images serve both
         if shares:
             fake = self.generate(batch)
         else:
@@ -124,8 +140,9 @@ class Adversarial(GenerativeModel):
                 fake = self.generate(batch)
         if len(self._waiting) == 1:
             optimizer_d.zero_grad()
-        self._backward(self.discriminator_loss(batch, fake.detach()), images=len(batch[0]))
-        if len(self._waiting) < self.accumulation and not self.trainer.is_last_batch:
+        complete = len(self._waiting) == self.batches_per_step or self.trainer.is_last_batch
+        self._backward(self.discriminator_loss(batch, fake.detach()), complete, images=len(batch[0]))
+        if not complete:
             return
         self._step(optimizer_d)
         self.discriminator_steps += 1
@@ -133,15 +150,19 @@ class Adversarial(GenerativeModel):
         if moves:
             optimizer_g.zero_grad()
             with frozen(self.discriminator):
-                for waiting in self._waiting:
+                for i, waiting in enumerate(self._waiting, 1):
                     fake = fake if shares else self.generate(waiting)
-                    self._backward(self.generator_loss(waiting, fake))
+                    self._backward(self.generator_loss(waiting, fake), complete=i == len(self._waiting))
             self._step(optimizer_g)
             self.generator_steps += 1
         self._waiting = []
 
-    def _backward(self, losses: dict[str, Tensor], images: int = 0) -> None:
-        self.manual_backward(next(iter(losses.values())))
+    def _backward(self, losses: dict[str, Tensor], complete: bool, images: int = 0) -> None:
+        strategy = self.trainer.strategy
+        alone = not complete and isinstance(strategy, ParallelStrategy)
+        with strategy.block_backward_sync() if alone else nullcontext():  # type: ignore[attr-defined]
+            # only the last one sums over processes
+            self.manual_backward(next(iter(losses.values())))
         self.accumulate(losses, images)
 
     def _step(self, optimizer: LightningOptimizer) -> None:
@@ -153,11 +174,8 @@ class Adversarial(GenerativeModel):
         optimizer.step()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.clip:  # here float16 gradients are unscaled
-            clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.clip)
-
-    def on_train_epoch_end(self) -> None:
-        self._step_schedules("epoch")
+        if self.clip:  # Lightning refuses to where float16 gradients are scaled still, as for fused optimisers
+            self.clip_gradients(optimizer, self.clip, "norm")
 
     # -- Lightning ---------------------------------------------------------------------------------
 
@@ -168,7 +186,7 @@ class Adversarial(GenerativeModel):
             ("accumulate_grad_batches", (1,), "accumulate"),
         ):
             value = getattr(self.trainer, flag)
-            if value not in unset:
+            if value not in unset and self.trainer.state.fn == TrainerFn.FITTING:
                 raise MisconfigurationException(
                     f"{type(self).__name__} optimises two networks by itself, so that --trainer.{flag} cannot be "
                     f"honoured: remove it and set --model.{own} {value}"
@@ -183,11 +201,18 @@ class Adversarial(GenerativeModel):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["adversarial_steps"] = [self.discriminator_steps, self.generator_steps]
+        checkpoint["adversarial_steps"] = [self.discriminator_steps, self.generator_steps, self.images_seen]
+        if self._waiting and self.trainer.world_size == 1:  # each process has its own; one would not do for all
+            gradients = {
+                name: p.grad.clone() for name, p in self.discriminator.named_parameters() if p.grad is not None
+            }
+            checkpoint["adversarial_step_begun"] = {"batches": self._waiting, "gradients": gradients}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.discriminator_steps, self.generator_steps = checkpoint.get("adversarial_steps", [0, 0])
+        steps = checkpoint.get("adversarial_steps", [0, 0, 0])
+        self.discriminator_steps, self.generator_steps, self.images_seen = steps
+        self._begun = checkpoint.get("adversarial_step_begun", {})
 
 
 class GAN(Adversarial):
@@ -210,14 +235,15 @@ class GAN(Adversarial):
     @torch.no_grad()
     def interpolate(self, n: int, steps: int) -> Tensor:
         """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
-        start, end = torch.randn(2, n, 1, self.latent, device=self.device)
-        angle = torch.linspace(0, torch.pi / 2, steps, device=self.device)[:, None]
-        z = angle.cos() * start + angle.sin() * end  # N(0, I) at every angle
-        return self.decode(z.flatten(0, 1))
+        return self.decode(arcs(torch.randn(2, n, self.latent, device=self.device), steps))
 
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
         """How little the discriminator thinks of each image, ``(B,)``. Not a likelihood."""
         return {"discriminator": -self.discriminator(to_symmetric(x)).float()}
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """`ood_scores` of every image, with its label ``c``."""
+        return self.ood_scores(batch[0]) | {"c": batch[1]}
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What every model shares under Lightning: checks at the start, cheap logging, checkpoints that name their class."""
 
+import math
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
@@ -26,6 +28,7 @@ class GenerativeModel(LightningModule):
 
     image_shape: tuple[int, int, int]
     levels: int = 256
+    monitor: str | None = "val/loss"  # what the best checkpoint is chosen by unless told otherwise; None: the last
     likelihood_kind: str = ""  # what ``nll`` and ``bpd`` of `test` are: exact, or a bound and which; empty: none
     log_prob_kind: str = ""  # the same of what `log_prob` gives by default
     training_seconds: float = 0.0  # wall time behind the weights without validation, over all runs that were resumed
@@ -45,8 +48,19 @@ class GenerativeModel(LightningModule):
         if levels is not None and levels != self.levels:
             remedy = f"choose --data.binarize {'dynamic' if self.levels == 2 else 'none'}, or another likelihood"
             raise ValueError(
-                f"{model} gives the likelihood of pixels with {self.levels} levels, but {source} has {levels}: {remedy}"
+                f"{model} is built for pixels with {self.levels} levels, but {source} has {levels}: {remedy}"
             )
+
+    def require_unused_parameters(self, why: str) -> None:
+        """Raise a ValueError if this run's DDP would stop at a step that leaves some parameters alone."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy):
+            options = strategy._ddp_kwargs
+            if options.get("static_graph") or not options.get("find_unused_parameters"):
+                raise ValueError(
+                    f"{type(self).__name__} {why}, which plain DDP takes for a fault: set "
+                    "--trainer.strategy ddp_find_unused_parameters_true"
+                )
 
     def describe_test(self) -> str:
         """The protocol behind the numbers that ``test`` logs, in one line."""
@@ -95,6 +109,22 @@ class GenerativeModel(LightningModule):
             self.log(f"train/{name}", mean, prog_bar=i == 0, sync_dist=True)
         self.log("train/images_per_second", speed)
 
+    # -- optimisation ------------------------------------------------------------------------------
+
+    def with_decay(self, optimizer: torch.optim.Optimizer, decay_from: float) -> Any:
+        """The optimiser with a learning rate that falls linearly to 0 from that fraction of the run on; 1: never."""
+        if decay_from >= 1:
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "decay_from < 1 needs to know the length of the run: set --trainer.max_epochs or max_steps"
+            )
+        decay = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (1 - step / steps) / (1 - decay_from))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
+
     # -- randomness and checkpoints ----------------------------------------------------------------
 
     _restored: Mapping[str, Any] = MappingProxyType({})
@@ -128,6 +158,20 @@ class GenerativeModel(LightningModule):
     def on_train_end(self) -> None:
         self._stop_clock()
 
+    # Whoever looks at the model after training sees it in eval mode; a second training takes the modes of the first,
+    # in which the user may have fixed some parts.
+
+    _trained: tuple[torch.nn.Module, ...] = ()
+
+    def on_fit_end(self) -> None:
+        self._trained = tuple(m for m in self.modules() if m.training)
+        self.eval()
+
+    def on_fit_start(self) -> None:
+        for module in self._trained:
+            module.training = True
+        self._trained = ()
+
     def _keep_learning_rate(self, before: float | None) -> None:
         """Lightning restores the optimisers with the checkpoint's learning rate: one newly given wins over it."""
         now = self.hparams.get("lr")
@@ -142,6 +186,11 @@ class GenerativeModel(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.training_seconds = checkpoint.get("training_seconds", 0.0)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING and "ema" in checkpoint:
+            # a checkpoint's weights are averages, for whoever looks; training goes on with those that were averaged
+            state, other = checkpoint["state_dict"], checkpoint["ema"]["weights"]
+            for name in other:
+                state[name], other[name] = other[name], state[name]
         self._restored = {
             key: checkpoint[key] for key in ("rng_state", self.CHECKPOINT_HYPER_PARAMS_KEY) if key in checkpoint
         }

@@ -15,6 +15,8 @@ from stubs import Quarters
 
 import datamodules
 import train
+from lit_generative.checkpoints import known_classes
+from lit_generative.module import GenerativeModel
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = [p for p in sorted((ROOT / "configs").glob("*.yaml")) if "model" in yaml.safe_load(p.read_text())]
@@ -146,7 +148,7 @@ def test_resuming_keeps_a_changed_learning_rate_out_of_the_checkpoints_hands(fit
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
-    """As it is, but for the number of batches and of samples; colour images and Inception's weights are made up."""
+    """As it is, but for numbers of batches, samples and layers; colour images and Inception's weights are made up."""
     colour = torch.randint(0, 256, (96, 3, 32, 32), dtype=torch.uint8), torch.arange(96) % 10
     monkeypatch.setattr(datamodules.CIFAR10, "stored", lambda self, split: colour)
     monkeypatch.setattr(datamodules.CIFAR10, "prepare_data", lambda self: None)
@@ -159,6 +161,8 @@ def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
         if callback["class_path"] == "FID":
             callback["init_args"] |= {"num_samples": 130, "every_n_epochs": 1}
     recipe.get("checkpoint", {}).pop("every_n_epochs", None)
+    if recipe["model"]["init_args"].get("depth", 0) > 2:
+        recipe["model"]["init_args"] |= {"depth": 1, "width": 8}
     path = tmp_path / path.name
     path.write_text(yaml.safe_dump(recipe))
     few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
@@ -195,9 +199,9 @@ MISTAKES = {
     "unknown option": (["--what=3"], "unrecognized arguments"),
     "wrong type": (["--model.latent=many"], "\"latent\": Expected a <class 'int'>"),
     "no such choice": (["--model.likelihood=poisson"], "likelihood"),
-    "no such model": (["--model=VEA"], "there is no model called VEA: choose from .*IWAE, VAE"),
+    "no such model": (["--model=VEA"], "there is no model called VEA: choose from .*IWAE, .*VAE"),
     "no such data": (["--data=MINST"], "there is no data called MINST: choose from CIFAR10, FashionMNIST"),
-    "levels": (["--data.binarize=dynamic"], "gives the likelihood of pixels with 256 levels, but FashionMNIST has 2"),
+    "levels": (["--data.binarize=dynamic"], "is built for pixels with 256 levels, but FashionMNIST has 2"),
     "shape": (["--data.image_size=32"], r"images of shape \(1, 28, 28\), but FashionMNIST gives \(1, 32, 32\)"),
     "no data": (["--data.data_dir=nowhere", "--data.download=false"], "FashionMNIST was not found.*Put train-images"),
     "no checkpoint": (["--ckpt_path=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
@@ -279,3 +283,26 @@ def test_two_processes_train_and_see_every_test_image_once(fitted, data_dir, tmp
     test = [*command, "test", f"--ckpt_path={checkpoint}", *args[:5]]
     out = subprocess.run(test, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert "* VAE: 40 images;" in out.stdout  # counted over both processes
+
+
+def test_samples_take_the_models_own_options(run, tmp_path, capsys):
+    run("fit", "--model=RealNVP", "--data=FashionMNIST", "--data.batch_size=16", "--model.stack=dense",
+        "--model.width=8", "--model.couplings=2", "--trainer.max_epochs=1",
+        "--trainer.log_every_n_steps=1")  # fmt: skip
+    ckpt = tmp_path / "runs" / "realnvp_fashionmnist" / "version_0" / "checkpoints" / "best.ckpt"
+    run("sample", f"--ckpt_path={ckpt}", "--n=3", "--output=a.npz", "--options.temperature=0")
+    images = arrays(tmp_path / "a.npz")["images"]
+    assert (images == images[:1]).all()
+    with pytest.raises(SystemExit, match=r"RealNVP has no option steps of samples: it has \['temperature'\]"):
+        run("sample", f"--ckpt_path={ckpt}", "--output=b.npz", "--options.steps=5")
+
+
+@pytest.mark.parametrize("model", sorted(c.__name__ for c in known_classes(GenerativeModel, "lit_generative.models")))
+def test_every_model_trains_by_its_name_alone(model, run, tmp_path):
+    """With nothing listed to choose a checkpoint by, there is one all the same."""
+    levels = "dynamic" if model == "IWAE" else "none"
+    run("fit", f"--model={model}", "--data=FashionMNIST", "--data.batch_size=16", f"--data.binarize={levels}",
+        "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2",
+        "--trainer.num_sanity_val_steps=0", "--trainer.callbacks=[]", "--trainer.log_every_n_steps=1")  # fmt: skip
+    (best,) = (tmp_path / "runs").glob("*/version_0/checkpoints/best.ckpt")
+    run("predict", f"--ckpt_path={best}", "--trainer.limit_predict_batches=2")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from stubs import trainer
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
@@ -80,7 +80,7 @@ def test_a_checkpoint_samples_with_the_average_and_keeps_the_raw_weights(tmp_pat
     key = "generator.net.1.weight"
     assert_close(checkpoint["state_dict"][key], expected)
     assert_close(load_model(tmp_path / "a.ckpt").generator.net[1].weight.detach(), expected)
-    assert torch.equal(checkpoint["ema"]["raw"][key], watch.raw[-1])
+    assert torch.equal(checkpoint["ema"]["weights"][key], watch.raw[-1])
     assert_close(model.generator.net[1].weight.detach(), expected)  # whoever samples now has the average too
     # buffers are the model's own, copied
     assert torch.equal(checkpoint["state_dict"]["generator.net.2.running_mean"], model.generator.net[2].running_mean)
@@ -98,6 +98,64 @@ def test_a_second_fit_goes_on_from_the_raw_weights(tmp_path):
     again = trainer(tmp_path, callbacks=[ema, First()], logger=False, max_epochs=1)
     again.fit(model, batches(), batches())
     assert torch.equal(seen[0], last)
+
+
+def test_a_second_model_starts_from_its_own_weights(tmp_path):
+    ema, seen = EMA(decay=0.9), []
+
+    class First(Callback):
+        def on_train_start(self, trainer, model):
+            seen.append(model.generator.net[1].weight.detach().clone())
+
+    fit(tmp_path, ema)
+    torch.manual_seed(5)
+    model = DCGAN(width=4, latent=4)
+    own = model.generator.net[1].weight.detach().clone()
+    fit(tmp_path, ema, First(), model=model)
+    assert torch.equal(seen[0], own)
+
+
+@pytest.mark.parametrize("look", ["validate", "test", "predict"])
+def test_a_checkpoint_is_looked_at_with_its_average(look, tmp_path):
+    """By the Trainer that trained, too, whose callback holds averages of a later step."""
+    watch, seen = Weights(), []
+
+    class Look(Callback):
+        def on_validation_batch_end(self, trainer, model, *_):
+            seen.append(model.generator.net[1].weight.detach().clone())
+
+        on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+
+    keep = ModelCheckpoint(tmp_path / "c", filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    model, run = fit(tmp_path, watch, EMA(decay=0.5), keep, Look(), enable_checkpointing=True)
+    seen.clear()
+    getattr(run, look)(model, batches(4), ckpt_path=tmp_path / "c" / "step=3.ckpt", weights_only=True)
+    assert_close(seen[0], average(watch.raw[:3], 0.5))
+
+
+def test_training_goes_on_from_raw_weights_with_or_without_an_average(tmp_path):
+    watch = Weights()
+    _, run = fit(tmp_path, watch, EMA(decay=0.9))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    for callbacks in ([], [EMA()], [EMA(networks=("generator", "discriminator"))]):
+        seen = []
+
+        class First(Callback):
+            def on_train_start(self, trainer, model, seen=seen):
+                seen.append(model.generator.net[1].weight.detach().clone())
+
+        again = trainer(tmp_path, callbacks=[*callbacks, First()], logger=False, max_epochs=2, limit_val_batches=1)
+        again.fit(DCGAN(width=4, latent=4), batches(), batches(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+        assert torch.equal(seen[0], watch.raw[-1])
+
+
+def test_a_run_that_had_no_average_gets_one(tmp_path):
+    before, watch = Weights(), Weights()
+    _, run = fit(tmp_path, before)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = trainer(tmp_path, callbacks=[watch, EMA(decay=0.3)], logger=False, max_epochs=2, limit_val_batches=1)
+    again.fit(DCGAN(width=4, latent=4), batches(), batches(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert_close(watch.seen[-1], average(watch.raw, 0.3))
 
 
 def test_names_of_networks_are_checked_at_the_start(tmp_path):

@@ -18,6 +18,7 @@ ALLOWED = {  # package -> what it may import of ours
         "callbacks",
         "lit_generative.protocols",
         "lit_generative.images",
+        "lit_generative.interpolation",
         "lit_generative.metrics",
         "lit_generative.randomness",
         "lit_generative.features",

@@ -51,6 +51,12 @@ def test_interpolations_go_from_one_sample_to_another_at_the_right_distance():
     model.decode = lambda z: seen.append(z) or torch.zeros(len(z), 1, 28, 28)
     assert model.interpolate(3, 5).shape == (15, 1, 28, 28)
     z = seen[0].view(3, 5, 500)
+    torch.manual_seed(3)
+    model.interpolate(3, 5)
+    torch.manual_seed(3)
+    start, end = torch.randn(2, 3, 500)
+    z = seen[1].view(3, 5, 500)
+    assert torch.allclose(z[:, 0], start, atol=1e-5) and torch.allclose(z[:, -1], end, atol=1e-5)
     # every point is as far from the origin as a draw of N(0, I), and neighbours are close
     assert torch.allclose(z.norm(dim=-1), torch.tensor(500.0).sqrt(), rtol=0.15)
     assert (z[:, 1:] - z[:, :-1]).norm(dim=-1).max() < 0.6 * (z[:, 0] - z[:, -1]).norm(dim=-1).min()

@@ -8,6 +8,8 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import lit_generative.models
+from callbacks import EMA
 from lit_generative.adversarial import Adversarial
 
 
@@ -47,13 +49,18 @@ def main():
     mine = slice(int(os.environ.get("LOCAL_RANK", 0)), None, processes)  # together the same eight numbers a step
     batches = DataLoader(TensorDataset(x[mine], x.flip(0)[mine]), 8 // processes)
     torch.manual_seed(0)
-    model = Game(n_critic=2)
+    model, callbacks = Game(n_critic=2), []
+    if len(sys.argv) > 3:  # a GAN of that name instead, on images
+        model = getattr(lit_generative.models, sys.argv[3].lower().removesuffix("gp"))
+        model = getattr(model, sys.argv[3])(width=4, latent=4, n_critic=2, accumulate=2)
+        batches, callbacks = DataLoader(TensorDataset(torch.rand(16, 1, 28, 28), torch.zeros(16)), 4), [EMA()]
     trainer = Trainer(
         accelerator="cpu",
         devices=processes,
         strategy="ddp_find_unused_parameters_true" if processes > 1 else "auto",
         use_distributed_sampler=False,
-        max_epochs=3,
+        max_epochs=1 if callbacks else 3,
+        callbacks=callbacks,
         limit_val_batches=0,
         logger=False,
         enable_progress_bar=False,
@@ -61,8 +68,10 @@ def main():
         enable_checkpointing=False,
     )
     trainer.fit(model, batches)
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    spread = float((trainer.strategy.all_gather(weights).view(processes, -1) - weights).abs().max())
     if trainer.is_global_zero:
-        torch.save({"weights": model.state_dict(), "global_step": trainer.global_step}, path)
+        torch.save({"weights": model.state_dict(), "global_step": trainer.global_step, "spread": spread}, path)
 
 
 if __name__ == "__main__":

@@ -241,15 +241,4 @@ class VAE(GenerativeModel):
             return {"z": self.encode(x), "log_prob": self.log_prob(x), "c": c}
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.parameters(), self.lr, fused=True)
-        if self.decay_from >= 1:
-            return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ValueError(
-                "decay_from < 1 needs to know the length of the run: set --trainer.max_epochs or max_steps"
-            )
-        decay = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (1 - step / steps) / (1 - self.decay_from))
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
+        return self.with_decay(torch.optim.Adam(self.parameters(), self.lr, fused=True), self.decay_from)

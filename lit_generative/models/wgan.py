@@ -79,7 +79,8 @@ def gradient_penalty(critic: nn.Module, x: Tensor, fake: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         eps = torch.rand(len(x), 1, 1, 1, device=x.device)
         x_hat = torch.lerp(fake.float(), x.float(), eps).requires_grad_()
-        (gradient,) = torch.autograd.grad(critic(x_hat).sum(), x_hat, create_graph=True)
+        score = critic(x_hat.to(next(critic.parameters()).dtype)).sum()
+        (gradient,) = torch.autograd.grad(score, x_hat, create_graph=True)
         norm = (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()  # the root of 0 has no gradient
         return (norm - 1).square().mean()
 

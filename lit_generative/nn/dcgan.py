@@ -32,6 +32,13 @@ def init_dcgan(module: nn.Module) -> None:
         nn.init.zeros_(bias)
 
 
+def channels_last(network: nn.Module) -> None:
+    """Lay the weights of convolutions out for CPUs, a sixth faster; of one channel, both layouts are the same."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.shape[1] > 1:
+            module.to(memory_format=torch.channels_last)
+
+
 class DCGANGenerator(nn.Module):
     """z ``(B, latent)`` to ``(B, C, H, W)`` in [-1, 1], by transposed 4x4 convolutions of stride 2."""
 
@@ -45,7 +52,7 @@ class DCGANGenerator(nn.Module):
             layers += [nn.BatchNorm2d(i), nn.ReLU(), nn.ConvTranspose2d(i, o, 4, 2, 1, bias=i == width)]
         self.net = nn.Sequential(*layers, nn.Tanh())
         self.apply(init_dcgan)
-        self.to(memory_format=torch.channels_last)  # a sixth faster on CPUs
+        channels_last(self)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.net(z)
@@ -67,7 +74,7 @@ class DCGANDiscriminator(nn.Module):
             layers += [nn.LeakyReLU(0.2)] if first else [NORMS[norm](o), nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*layers, nn.Conv2d(channels[-1], 1, bottom, bias=False), nn.Flatten(0))
         self.apply(init_dcgan)
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
         if spectral:
             normalise(self)
 
@@ -80,8 +87,11 @@ class PixelShuffleGenerator(nn.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], latent: int, width: int) -> None:
         super().__init__()
-        if image_shape[1:] != (28, 28):
-            raise ValueError(f"the generator by pixel shuffling makes images of 28x28 pixels, not {image_shape[1:]}")
+        if tuple(image_shape[1:]) != (28, 28) or width % 8:
+            raise ValueError(
+                "the generator by pixel shuffling makes images of 28x28 pixels with a width that is a multiple of 8; "
+                f"got {tuple(image_shape[1:])} and {width}"
+            )
         self.net = nn.Sequential(
             nn.Linear(latent, 8 * width),
             nn.BatchNorm1d(8 * width),
