@@ -4,6 +4,7 @@ from callbacks.ema import EMA
 from callbacks.fid import FID
 from callbacks.film import Film
 from callbacks.latent_interpolation import LatentInterpolation
+from callbacks.latent_manifold import LatentManifold
 from callbacks.nearest_neighbours import NearestNeighbours
 from callbacks.ood_scores import OODScores
 from callbacks.prediction_writer import PredictionWriter
@@ -16,6 +17,7 @@ __all__ = [
     "FID",
     "Film",
     "LatentInterpolation",
+    "LatentManifold",
     "NearestNeighbours",
     "OODScores",
     "PredictionWriter",

@@ -6,11 +6,20 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 
-def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
-    """Linear layers of the given sizes with an activation between them, none after the last."""
+def zero(layer: nn.Linear | nn.Conv2d) -> None:
+    """Let a layer put out zeros at first."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def mlp(sizes: Sequence[int], activation: type[nn.Module], zero_last: bool = False) -> nn.Sequential:
+    """Linear layers of the given sizes with an activation between them, none after the last, which may start at 0."""
     layers: list[nn.Module] = []
     for i, o in pairwise(sizes):
-        layers += [nn.Linear(i, o), activation()]
+        last = nn.Linear(i, o)
+        layers += [last, activation()]
+    if zero_last:
+        zero(last)
     return nn.Sequential(*layers[:-1])
 
 

@@ -1,0 +1,249 @@
+r"""A flow on the latents of an autoencoder: RealNVP (Dinh et al., 2017, arXiv:1605.08803) where images are simple.
+
+    first       minimise |x - d(e(x))|^2                          an autoencoder e, d, or one that is there already
+    then        maximise log p(h),  h = e(x), e and d frozen      a stack of couplings on vectors, Eq. 3
+    sample      z ~ N(0, I),  x = d(f^-1(z))
+
+log p(h) is a density of the latent, in nats. It is no bound on log p(x), and not comparable with one.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_generative.bijections import Chain, standard_normal
+from lit_generative.coupling import dense
+from lit_generative.interpolation import arcs
+from lit_generative.metrics import Moments
+from lit_generative.module import GenerativeModel
+from lit_generative.nn.mlp import MLPDecoder, MLPEncoder
+from lit_generative.protocols import HasLatent
+
+
+class Autoencoder(nn.Module):
+    """Fully connected: images to vectors ``(B, latent)`` and back."""
+
+    def __init__(self, image_shape: tuple[int, int, int], hidden: Sequence[int], latent: int) -> None:
+        super().__init__()
+        self.encoder = MLPEncoder(image_shape, hidden, latent, nn.ReLU)
+        self.decoder = MLPDecoder(latent, hidden, image_shape, nn.ReLU)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
+
+    def decode(self, h: Tensor) -> Tensor:
+        return self.decoder(h).sigmoid()
+
+
+class LatentFlow(GenerativeModel):
+    """An autoencoder, then a RealNVP of its latents, in one run.
+
+    Args:
+        image_shape: (C, H, W) of the images.
+        autoencoder: None for one of its own, fully connected; or the checkpoint of a model that can encode and decode,
+            whose latents are vectors. What is saved afterwards holds that model, and no longer needs the file.
+        hidden: Units of its own autoencoder's hidden layers.
+        latent: Numbers that its own autoencoder puts out.
+        share: Fraction of the run that trains its own autoencoder; the rest trains the flow.
+        couplings: Couplings of the flow.
+        width: Units of the conditioners' hidden layers.
+        depth: Hidden layers of the conditioners.
+        lr: Learning rate of Adam.
+        decay_from: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
+    """
+
+    variance: Tensor
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        autoencoder: str | dict[str, Any] | None = None,
+        hidden: Sequence[int] = (512,),
+        latent: int = 32,
+        share: float = 0.5,
+        couplings: int = 8,
+        width: int = 256,
+        depth: int = 2,
+        lr: float = 1e-3,
+        decay_from: float = 0.8,
+    ) -> None:
+        super().__init__()
+        if min(latent, couplings, width, depth, *hidden) < 1 or not (0 < share < 1 and 0 <= decay_from <= 1):
+            raise ValueError(
+                "latent, hidden, couplings, width and depth start at 1, share lies between 0 and 1, decay_from in "
+                f"[0, 1]; got {latent}, {hidden}, {couplings}, {width}, {depth}, {share}, {decay_from}"
+            )
+        self.autoencoder: Any = Autoencoder(image_shape, hidden, latent)
+        self.given = autoencoder is not None
+        if autoencoder is not None:
+            self.autoencoder, autoencoder = borrow(autoencoder)
+            if tuple(self.autoencoder.image_shape) != tuple(image_shape):
+                raise ValueError(
+                    f"the autoencoder is one of images {tuple(self.autoencoder.image_shape)}, not {tuple(image_shape)}"
+                )
+            self.levels = self.autoencoder.levels
+        self.save_hyperparameters()  # of a borrowed autoencoder its description, no longer its file
+        self.image_shape, self.dims = image_shape, math.prod(image_shape)
+        with torch.no_grad():
+            shape = self.autoencoder.encode(torch.zeros(1, *image_shape)).shape
+        if len(shape) != 2:
+            raise ValueError(f"the autoencoder's latents must be vectors, not of shape {tuple(shape[1:])}")
+        self.latent = shape[1]
+        self.share, self.lr, self.decay_from = 0.0 if self.given else share, lr, decay_from
+        self.flow = Chain(*dense(self.latent, couplings, width, depth, "act", alternate=True))
+        self.register_buffer("variance", torch.ones(()))  # mean squared error of a pixel in training
+        self.flow_from: int | None = None  # the step at which the autoencoder is done
+        self._tested = 0
+        self.terms = Moments(2)  # log p(h) and squared error of every image in validation or test
+
+    # -- density of the latent ---------------------------------------------------------------------
+
+    def latent_log_density(self, h: Tensor) -> Tensor:
+        """log p(h) of the autoencoder's latents ``(B, latent)``, nats ``(B,)``. Not a likelihood of images."""
+        z, log_det = self.flow(h)
+        return standard_normal(z) + log_det
+
+    def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(e(x)) and |x - d(e(x))|^2 of images, ``(B,)`` each."""
+        h = self.autoencoder.encode(x)
+        return self.latent_log_density(h), (x - self.autoencoder.decode(h)).square().flatten(1).sum(1)
+
+    def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
+        """-log p(h) in nats, the squared error, and -log p(h) N(x; d(h), sigma^2 I) up to a constant, ``(B,)``.
+
+        sigma^2 is the mean squared error of a pixel in training, which brings the two to one unit.
+        """
+        log_density, error = self.look(x)
+        together = -log_density + error / (2 * self.variance)
+        return {"latent_density": -log_density, "reconstruction": error, "sum": together}
+
+    # -- latent space and sampling -----------------------------------------------------------------
+
+    def encode(self, x: Tensor) -> Tensor:
+        """z = f(e(x)), ``(B, latent)``."""
+        return self.flow(self.autoencoder.encode(x))[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """d(f^-1(z)), ``(B, C, H, W)`` in [0, 1]."""
+        return self.autoencoder.decode(self.flow.inverse(z)[0])
+
+    def reconstruct(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """d(e(x)): the flow is exact, the autoencoder is not."""
+        return self.autoencoder.decode(self.autoencoder.encode(x))
+
+    @torch.no_grad()
+    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """Decode z ~ N(0, temperature^2 I), ``(n, C, H, W)`` in [0, 1]."""
+        return self.decode(temperature * torch.randn(n, self.latent, device=self.device))
+
+    @torch.no_grad()
+    def interpolate(self, n: int, steps: int) -> Tensor:
+        """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
+        return self.decode(arcs(torch.randn(2, n, self.latent, device=self.device), steps))
+
+    # -- Lightning ---------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            self.require_unused_parameters("trains the autoencoder first and the flow then")
+
+    def train(self, mode: bool = True) -> "LatentFlow":
+        super().train(mode)
+        if self.given:
+            self.autoencoder.eval()
+        return self
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.flow_from is None:
+            steps = self.trainer.estimated_stepping_batches
+            if math.isinf(steps) and self.share:
+                raise ValueError("share needs to know the length of the run: set --trainer.max_epochs or max_steps")
+            self.flow_from = round(self.share * steps) if self.share else 0
+
+    @property
+    def flow_trains(self) -> bool:
+        return self.flow_from is not None and self.global_step >= self.flow_from
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x = batch[0]
+        with torch.set_grad_enabled(not self.flow_trains):
+            h = self.autoencoder.encode(x)
+            error = (x - self.autoencoder.decode(h)).square().flatten(1).sum(1).mean()
+        self.variance.lerp_(error.detach() / self.dims, 1 / min(self.global_step + 1, 1000))
+        metrics = {"loss": error, "reconstruction": error}
+        if self.flow_trains:
+            nll = -self.latent_log_density(h).mean()
+            metrics |= {"loss": nll, "latent_nll": nll}
+        self.accumulate(metrics, len(x))
+        return metrics["loss"]
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.terms.update(torch.stack(self.look(batch[0]), -1))
+
+    def on_validation_epoch_end(self) -> None:
+        log_density, error = self.terms.compute()[0].float()
+        self.terms.reset()
+        # nothing can be chosen by the density before there is one
+        nll = -log_density if self.flow_trains else torch.full_like(error, math.inf)
+        self.log_dict({"val/loss": nll, "val/latent_nll": nll, "val/reconstruction": error}, sync_dist=True)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.terms.update(torch.stack(self.look(batch[0]), -1))
+
+    def on_test_epoch_end(self) -> None:
+        mean, _, error, count = self.terms.compute().float()
+        self.terms.reset()
+        self._tested = int(count[0])
+        metrics = {"latent_log_density": mean[0], "latent_log_density_stderr": error[0]}
+        metrics |= {"reconstruction": mean[1], "reconstruction_stderr": error[1]}
+        self.log_dict({f"test/{name}": value for name, value in metrics.items()}, sync_dist=True)
+
+    def describe_test(self) -> str:
+        return (
+            f"{self._tested:,} images, ± standard error; latent_log_density: log p of {self.latent} numbers, nats, no "
+            f"likelihood of images; reconstruction: squared error summed over {self.dims} pixels in [0, 1]"
+        )
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """``z`` and ``latent_log_density`` of every image, with its label ``c``."""
+        x, c = batch
+        return {"z": self.encode(x), "latent_log_density": self.look(x)[0], "c": c}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["flow_from"] = self.flow_from
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.flow_from = checkpoint.get("flow_from")
+
+    def configure_optimizers(self) -> Any:
+        learning = self.flow if self.given else self
+        # what has no gradient is not moved: the flow at first, the autoencoder then
+        return self.with_decay(torch.optim.Adam(learning.parameters(), self.lr, fused=True), self.decay_from)
+
+
+def borrow(source: str | dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A frozen model that can encode and decode, from a checkpoint or from what an earlier one said of it, and that.
+
+    Raises:
+        CheckpointError: No such checkpoint.
+        TypeError: A model that cannot encode and decode.
+    """
+    # imported here: checkpoints imports every model
+    from lit_generative.checkpoints import find_class, load_model, model_config, read_checkpoint
+
+    if isinstance(source, str):
+        model, config = load_model(source), model_config(read_checkpoint(source))
+    else:
+        model, config = find_class(source["class_path"], GenerativeModel)(**source["init_args"]), source
+    if not isinstance(model, HasLatent):
+        raise TypeError(
+            f"the autoencoder of a LatentFlow must `encode` and `decode`, which {type(model).__name__} cannot"
+        )
+    return model.eval().requires_grad_(False), config

@@ -1,0 +1,119 @@
+"""RealNVP: its stacks, its likelihood, its latent space and its optimiser."""
+
+import math
+
+import pytest
+import torch
+from stubs import trainer
+from torch import nn
+from torch.testing import assert_close
+
+from datamodules import FashionMNIST
+from lit_generative.bijections import RunningBatchNorm
+from lit_generative.coupling import Coupling, Halves
+from lit_generative.models.realnvp import RealNVP
+from lit_generative.nn.resnet import WeightNormBlock
+
+
+def small(**kwargs):
+    model = RealNVP(**({"width": 4, "depth": 1, "couplings": 4} | kwargs))
+    for p in model.parameters():
+        p.data += 0.02 * torch.randn_like(p)
+    return model.eval()
+
+
+def images(n=4):
+    return torch.randint(256, (n, 1, 28, 28)) / 255
+
+
+def couplings(model):
+    return [m for m in model.flow.modules() if isinstance(m, Coupling)]
+
+
+def test_the_papers_stack():
+    """Checkerboards x3 at 28x28, channels x3 at 14x14, then half of them, checkerboards x4."""
+    found = couplings(RealNVP(width=16, depth=3))
+    channel = [isinstance(c.mask, Halves) for c in found]
+    assert channel == [False] * 3 + [True] * 3 + [False] * 4
+    kept = [c.mask.keep_second if isinstance(c.mask, Halves) else bool(c.mask.kept[0, 0, 1]) for c in found]
+    assert kept == [False, True, False] * 2 + [False, True] * 2
+    assert [c.mask.kept.shape[-1] for c in found if not isinstance(c.mask, Halves)] == [28] * 3 + [14] * 4
+    assert [len(c.log_bound) for c in found] == [1, 1, 1, 2, 2, 2, 2, 2, 2, 2]
+    assert [c.conditioner.first.weight.shape[0] for c in found] == [16] * 3 + [32] * 7
+    assert all(sum(isinstance(m, WeightNormBlock) for m in c.modules()) == 3 for c in found)
+    assert sum(isinstance(m, RunningBatchNorm) for m in RealNVP(width=4).modules()) == 10
+    three = couplings(RealNVP(width=4, depth=1, scales=3))
+    assert len(three) == 16 and len(three[-1].log_bound) == 4
+
+
+@pytest.mark.parametrize("stack", ["multiscale", "dense"])
+def test_without_alternation_half_of_an_image_passes_as_it_is(stack):
+    def unchanged(alternate):
+        model, v = small(stack=stack, norm="none", alternate=alternate), torch.rand(2, 1, 28, 28)
+        z, logits = model.flow(v)[0][0], model.flow.bijections[0](v)[0][0]
+        return sum(bool((number == z).any()) for number in logits.flatten())
+
+    # the stack of channels keeps half of what the checkerboard kept; what it factors out is not met again
+    assert unchanged(True) == 0 and unchanged(False) >= 784 / 8
+
+
+def test_scores_do_not_depend_on_the_batchs_company():
+    model, v = small(), torch.rand(6, 1, 28, 28)
+    assert_close(model.log_density(v)[:2], model.log_density(v[:2]), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("dequantization", ["uniform", "variational"])
+@pytest.mark.parametrize("stack", ["multiscale", "dense"])
+def test_images_survive_the_latent_space(stack, dequantization):
+    model, x = small(stack=stack, dequantization=dequantization), images()
+    z = model.encode(x)
+    assert z.shape == (4, 784) and torch.equal(model.decode(z), x)
+
+
+def test_temperature_shrinks_the_latents():
+    model = small()
+    assert_close(model.sample(2, temperature=0.0), model.decode(torch.zeros(2, 784)))
+    seen = []
+    model.decode = lambda z: seen.append(z) or z
+    model.sample(20, temperature=0.5)
+    assert float(seen[0].std()) == pytest.approx(0.5, rel=0.02)
+
+
+def test_only_the_scales_of_weight_norm_decay():
+    model = RealNVP(weight_decay=0.1, width=4, depth=1)
+    optimizer = model.configure_optimizers()
+    decaying = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    scales = {
+        id(m.parametrizations.weight.original0)
+        for m in model.modules()
+        if isinstance(m, nn.Conv2d) and hasattr(m, "parametrizations")
+    }
+    assert decaying == scales and len(scales) == 10 * (1 + 2 + 2)
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in model.parameters()}
+
+
+def test_a_test_reports_bounds_inverse_and_broken_likelihoods(data_dir, tmp_path):
+    model = small(test_k=3)
+    data = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16)
+    found = trainer(tmp_path, logger=False).test(model, datamodule=data, verbose=False)[0]
+    assert found["test/elbo"] <= -found["test/nll"] and found["test/not_finite"] == 0
+    assert found["test/bpd"] == pytest.approx(found["test/nll"] / (784 * math.log(2)), rel=1e-5)
+    assert 0 <= found["test/inverse_error"] < 1e-4
+    assert "40 images" in model.describe_test() and "3 draws of uniform dequantisation" in model.describe_test()
+
+    class Broken(RealNVP):
+        def log_density(self, v):
+            return super().log_density(v).index_fill(0, torch.tensor([1]), math.nan)
+
+    broken = Broken(width=4, depth=1)
+    found = trainer(tmp_path, logger=False).test(broken, datamodule=data, verbose=False)[0]
+    assert found["test/not_finite"] == pytest.approx(3 / 40)  # one of each batch: counted, not dropped
+    assert found["test/nll"] == math.inf
+    assert broken.log_prob(images())[1] == -math.inf
+
+
+def test_what_cannot_be_built_is_refused():
+    with pytest.raises(ValueError, match="cannot be halved 3 times: set fewer scales"):
+        RealNVP(scales=4)
+    with pytest.raises(ValueError, match=r"alpha lies between 0 and 0\.5"):
+        RealNVP(alpha=0.0)
