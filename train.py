@@ -69,7 +69,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, help="Name of the run's folder (default: the recipe's).")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        best = {"monitor": DEFAULT_MONITOR, "filename": "best", "save_last": True, "enable_version_counter": False}
+        best = {"monitor": DEFAULT_MONITOR, "filename": "best", "enable_version_counter": False}
         parser.set_defaults({f"checkpoint.{key}": value for key, value in best.items()})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -123,6 +123,7 @@ class CLI(LightningCLI):
                 config.checkpoint.monitor = getattr(self.model, "monitor", DEFAULT_MONITOR)
             if getattr(self.datamodule, "val_size", None) == 0:
                 config.checkpoint.monitor = None  # nothing to choose by: the last epoch's is kept
+            config.checkpoint.save_last = config.checkpoint.monitor is None
         if config.trainer.logger is False:
             self.save_config_callback = None  # there is no folder of its own for it
         else:
@@ -135,7 +136,13 @@ class CLI(LightningCLI):
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if config.trainer.enable_progress_bar is not False and not has_bar:
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]  # a refresh costs about a millisecond
-        return super().instantiate_trainer(callbacks=[*callbacks, PredictionWriter(), Report()], **kwargs)
+        trainer = super().instantiate_trainer(callbacks=[*callbacks, PredictionWriter(), Report()], **kwargs)
+        best: Any = trainer.checkpoint_callback
+        if self.subcommand == "fit" and best is not None and best.monitor is not None:
+            # behind the best; its own save_last would write only when there is a better one
+            last: Any = ModelCheckpoint(best.dirpath, "last", enable_version_counter=False)
+            trainer.callbacks.append(last)  # type: ignore[attr-defined]
+        return trainer
 
 
 def as_list(value: Any) -> list[Any]:

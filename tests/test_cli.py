@@ -71,6 +71,15 @@ def test_a_run_leaves_its_folder(fitted, capsys):
         assert picture(fitted / "images" / f"{name}_epoch0000_step0000005.png").shape[1] == 8 * 30 + 2
 
 
+def test_the_last_checkpoint_is_the_last_and_the_best_the_best(run, tmp_path):
+    run("fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--model.hidden=[8]", "--model.latent=2",
+        "--trainer.max_epochs=3", "--trainer.log_every_n_steps=2", "--checkpoint.mode=max")  # fmt: skip
+    folder = tmp_path / "runs" / "vae_fashionmnist" / "version_0" / "checkpoints"
+    best, last = (torch.load(folder / f"{name}.ckpt", weights_only=True)["epoch"] for name in ("best", "last"))
+    assert best == 0 and last == 2  # the highest loss is the first, and the two others are none better
+    assert len(list(folder.iterdir())) == 2
+
+
 def test_the_checkpoint_alone_is_enough_to_test(fitted, run, capsys):
     run("test", f"--ckpt_path={fitted}/checkpoints/best.ckpt")
     out = capsys.readouterr().out
