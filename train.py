@@ -39,6 +39,8 @@ warnings.filterwarnings("ignore", ".*treespec, LeafSpec", FutureWarning)
 warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*ModelCheckpoint")
 # a model that steps by itself is saved after its step, as is meant
 warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
+# weights of one channel have two layouts at once: the same memory under other strides
+warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
 
 DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` draws from a checkpoint."
 DEFAULT_MONITOR = GenerativeModel.monitor

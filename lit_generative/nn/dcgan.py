@@ -32,13 +32,6 @@ def init_dcgan(module: nn.Module) -> None:
         nn.init.zeros_(bias)
 
 
-def channels_last(network: nn.Module) -> None:
-    """Lay the weights of convolutions out for CPUs, a sixth faster; of one channel, both layouts are the same."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.shape[1] > 1:
-            module.to(memory_format=torch.channels_last)
-
-
 class DCGANGenerator(nn.Module):
     """z ``(B, latent)`` to ``(B, C, H, W)`` in [-1, 1], by transposed 4x4 convolutions of stride 2."""
 
@@ -52,7 +45,7 @@ class DCGANGenerator(nn.Module):
             layers += [nn.BatchNorm2d(i), nn.ReLU(), nn.ConvTranspose2d(i, o, 4, 2, 1, bias=i == width)]
         self.net = nn.Sequential(*layers, nn.Tanh())
         self.apply(init_dcgan)
-        channels_last(self)
+        self.to(memory_format=torch.channels_last)  # a sixth faster on CPUs
 
     def forward(self, z: Tensor) -> Tensor:
         return self.net(z)
@@ -74,7 +67,7 @@ class DCGANDiscriminator(nn.Module):
             layers += [nn.LeakyReLU(0.2)] if first else [NORMS[norm](o), nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*layers, nn.Conv2d(channels[-1], 1, bottom, bias=False), nn.Flatten(0))
         self.apply(init_dcgan)
-        channels_last(self)
+        self.to(memory_format=torch.channels_last)
         if spectral:
             normalise(self)
 
