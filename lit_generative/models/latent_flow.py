@@ -55,8 +55,6 @@ class LatentFlow(GenerativeModel):
         decay_from: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
     """
 
-    variance: Tensor
-
     def __init__(
         self,
         image_shape: tuple[int, int, int] = (1, 28, 28),
@@ -94,7 +92,6 @@ class LatentFlow(GenerativeModel):
         self.latent = shape[1]
         self.share, self.lr, self.decay_from = 0.0 if self.given else share, lr, decay_from
         self.flow = Chain(*dense(self.latent, couplings, width, depth, "act", alternate=True))
-        self.register_buffer("variance", torch.ones(()))  # mean squared error of a pixel in training
         self.flow_from: int | None = None  # the step at which the autoencoder is done
         self._tested = 0
         self.terms = Moments(2)  # log p(h) and squared error of every image in validation or test
@@ -112,13 +109,9 @@ class LatentFlow(GenerativeModel):
         return self.latent_log_density(h), (x - self.autoencoder.decode(h)).square().flatten(1).sum(1)
 
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
-        """-log p(h) in nats, the squared error, and -log p(h) N(x; d(h), sigma^2 I) up to a constant, ``(B,)``.
-
-        sigma^2 is the mean squared error of a pixel in training, which brings the two to one unit.
-        """
+        """-log p(h) in nats, |x - d(h)|^2, and their sum: -log p(h) N(x; d(h), I/2) up to a constant; ``(B,)``."""
         log_density, error = self.look(x)
-        together = -log_density + error / (2 * self.variance)
-        return {"latent_density": -log_density, "reconstruction": error, "sum": together}
+        return {"latent_density": -log_density, "reconstruction": error, "sum": error - log_density}
 
     # -- latent space and sampling -----------------------------------------------------------------
 
@@ -174,7 +167,6 @@ class LatentFlow(GenerativeModel):
         with torch.set_grad_enabled(not self.flow_trains):
             h = self.autoencoder.encode(x)
             error = (x - self.autoencoder.decode(h)).square().flatten(1).sum(1).mean()
-        self.variance.lerp_(error.detach() / self.dims, 1 / min(self.global_step + 1, 1000))
         metrics = {"loss": error, "reconstruction": error}
         if self.flow_trains:
             nll = -self.latent_log_density(h).mean()
