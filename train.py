@@ -113,19 +113,21 @@ class CLI(LightningCLI):
         """Add the run's folder, a CSV logger in front of any other, and the pictures that this model can give."""
         config = self.config_init[self.subcommand]
         folder, name = Path(config.trainer.default_root_dir), config.name
-        if self.subcommand != "fit" or config.trainer.fast_dev_run or config.trainer.enable_checkpointing is False:
+        trains = self.subcommand == "fit"
+        saves = trains and not config.trainer.fast_dev_run and config.trainer.enable_checkpointing is not False
+        if not saves:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
             kwargs["enable_checkpointing"] = False
         if self.subcommand != "fit" and not self.placed:
             run = Path(config.ckpt_path or "").parent
             if run.name == "checkpoints":  # written beside the run that was trained
                 folder, name = run.parent, self.subcommand
-        if self.subcommand == "fit":
+        if trains:
             if config.checkpoint.monitor == DEFAULT_MONITOR:
                 config.checkpoint.monitor = getattr(self.model, "monitor", DEFAULT_MONITOR)
             if getattr(self.datamodule, "val_size", None) == 0:
                 config.checkpoint.monitor = None  # nothing to choose by: the last epoch's is kept
-            config.checkpoint.save_last = config.checkpoint.monitor is None
+            config.checkpoint.save_last = config.checkpoint.save_last or config.checkpoint.monitor is None
         if config.trainer.logger is False:
             self.save_config_callback = None  # there is no folder of its own for it
         else:
@@ -139,10 +141,9 @@ class CLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False and not has_bar:
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]  # a refresh costs about a millisecond
         trainer = super().instantiate_trainer(callbacks=[*callbacks, PredictionWriter(), Report()], **kwargs)
-        best: Any = trainer.checkpoint_callback
-        if self.subcommand == "fit" and best is not None and best.monitor is not None:
-            # behind the best; its own save_last would write only when there is a better one
-            last: Any = ModelCheckpoint(best.dirpath, "last", enable_version_counter=False)
+        if saves and config.checkpoint.monitor is not None:
+            # behind the best, whose own save_last writes only when there is a better one
+            last = ModelCheckpoint(config.checkpoint.dirpath, "last", enable_version_counter=False)
             trainer.callbacks.append(last)  # type: ignore[attr-defined]
         return trainer
 
@@ -201,7 +202,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 256,
     device: str = "cpu",
-    options: dict[str, float] | None = None,
+    options: dict[str, int | float] | None = None,
 ) -> None:
     """Draw images from a checkpoint; nothing but the checkpoint is needed.
 
@@ -244,7 +245,8 @@ def sample(
     else:
         for i, image in enumerate(x):
             save_png(image, target / f"{i:06d}.png")
-    print(f"{n} samples of {type(model).__name__}: {target}")
+    said = "".join(f", {name} {value}" for name, value in chosen.items())
+    print(f"{n} samples of {type(model).__name__}{said}: {target}")
 
 
 def main(args: list[str]) -> None:

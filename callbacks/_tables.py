@@ -12,6 +12,9 @@ WARNING = (
     "kind more likely than its own (Nalisnick et al., 2019)"
 )
 
+OWN = "these scores are the model's own: no likelihoods"
+HOW = "typicality against the mean over training images; complexity: shortest of PNG, WebP and JPEG 2000"
+
 
 def short_table(values: Mapping[tuple[str, str], float]) -> str:
     """One number for every (row, column), aligned."""

@@ -1,6 +1,6 @@
 """How well a model's likelihood, raw and corrected, tells images of another kind from its own."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -13,7 +13,7 @@ import lit_generative.ood as ood
 from callbacks._first_batch import FirstBatch
 from callbacks._logging import log_image, run_folder
 from callbacks._plots import histograms
-from callbacks._tables import WARNING, score_table, short_table, write_scores
+from callbacks._tables import HOW, OWN, WARNING, score_table, short_table, write_scores
 from lit_generative.checkpoints import load_model
 from lit_generative.images import from_uint8
 from lit_generative.metrics import PerImage
@@ -33,7 +33,8 @@ class OODScores(FirstBatch):
         background: Checkpoint of a model of the background, for likelihood ratios.
         synthetic: Also score uniform noise, constant images, and the test images flipped and inverted.
         num_images: Images of each set, the same number of each, drawn by a fixed seed.
-        headline: The score whose AUROC, averaged over ``data``, stands for the model as ``ood/auroc_<headline>``.
+        headline: The score whose AUROC, averaged over ``data``, stands for the model as ``ood/auroc_<headline>``; None:
+            input complexity, or what a model without likelihood says (``ood_headline``).
         every_n_epochs: Score also in validation, to watch: nothing may be chosen by it; 0: in test only.
         batch_size: Images scored at a time; the draws behind a stochastic bound depend on it.
         resamples: Bootstrap resamples behind the intervals.
@@ -50,7 +51,7 @@ class OODScores(FirstBatch):
         background: str | None = None,
         synthetic: bool = True,
         num_images: int = 2000,
-        headline: Literal["likelihood", "typicality", "complexity", "ratio"] = "complexity",
+        headline: str | None = None,
         every_n_epochs: int = 0,
         batch_size: int = 128,
         resamples: int = 1000,
@@ -93,6 +94,10 @@ class OODScores(FirstBatch):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and str(callback.monitor).startswith("ood/"):
                 raise ValueError(f"a checkpoint must not be chosen by {callback.monitor}: these are test images")
+        if self.background is not None and not isinstance(pl_module, HasLogProb):
+            raise ValueError("OODScores: a background is for likelihood ratios, and this model has no likelihood")
+        own_headline = "complexity" if isinstance(pl_module, HasLogProb) else getattr(pl_module, "ood_headline", "")
+        self._headline = self.headline or own_headline
         self._pixels = "x".join(map(str, own.image_shape)) + (" binary pixels" if own.levels == 2 else " 8-bit pixels")
         self._kind = getattr(pl_module, "log_prob_kind", "") or "not known"
         if self.background is not None:
@@ -146,7 +151,7 @@ class OODScores(FirstBatch):
         if not self._sets:
             return
         self._columns: list[str] = []
-        rank_zero_info(f"OODScores: looking at {', '.join(self._sets)}; log p(x): {self._kind}")
+        rank_zero_info(f"OODScores: looking at {', '.join(self._sets)}")
         if self._background is not None:
             self._background.to(pl_module.device)
         for name, images in self._sets.items():
@@ -216,8 +221,10 @@ class OODScores(FirstBatch):
             metrics |= {f"{name}/{measure}_{score}": values[0] for measure, values in measures.items()}
         self._auroc = {key: measures["auroc"][0] for key, measures in measured.items()}
         self._table = score_table(self._scores, log_probs, self._kind, measured)
-        if headline := [metrics[key] for n in self._others if (key := f"{n}/auroc_{self.headline}") in metrics]:
-            metrics[f"auroc_{self.headline}"] = sum(headline) / len(headline)
+        if self.headline and self.headline not in inside:
+            raise ValueError(f"OODScores: no score is called {self.headline}: choose from {', '.join(inside)}")
+        if headline := [metrics[key] for n in self._others if (key := f"{n}/auroc_{self._headline}") in metrics]:
+            metrics[f"auroc_{self._headline}"] = sum(headline) / len(headline)
         broken = sum(int((~values.isfinite()).sum()) for scores in self._scores.values() for values in scores.values())
         metrics["not_finite"] = float(broken)
         if broken:
@@ -228,8 +235,7 @@ class OODScores(FirstBatch):
         folder = run_folder(trainer)
         if not self._sets or not trainer.is_global_zero:
             return
-        own = "these scores are the model's own: no likelihoods"
-        warning = WARNING if "likelihood" in self._scores["test"] else own
+        warning = WARNING if "likelihood" in self._scores["test"] else OWN
         print(f"\nAUROC of what is out of distribution\n{short_table(self._auroc)}\n{warning}")
         for score in self._scores["test"]:
             values = {name: scores[score] for name, scores in self._scores.items()}
@@ -248,9 +254,7 @@ class OODScores(FirstBatch):
             f"seed {self.seed}, {self.batch_size} at a time; "
             f"95 % bootstrap intervals ({self.resamples} resamples); AUPR with the other set as positive class"
         )
+        text += f"; ood/auroc_{self._headline}: mean over {', '.join(self._others) or 'no set'}"
         if "likelihood" not in self._scores["test"]:
-            return f"{text}; scores of the model's own, no likelihoods"
-        return (
-            f"{text}; log p(x): {self._kind}; typicality against the mean over training images; complexity: shortest "
-            f"of PNG, WebP and JPEG 2000; ood/auroc_{self.headline}: mean over {', '.join(self._others) or 'no set'}"
-        )
+            return f"{text}; {OWN}"
+        return f"{text}; log p(x): {self._kind}; {HOW}"

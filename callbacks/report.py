@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def _row(model: LightningModule, data: Any, metrics: dict[str, float]) -> dict[s
 
 def _print_pictures(folder: Path) -> None:
     """The newest picture of every kind."""
-    newest = {path.name.split("_")[0]: path for path in sorted((folder / "images").glob("*.png"))}
+    ending = re.compile(r"_(epoch\d+_step\d+|[a-z]+)$")  # what `log_image` appends
+    newest = {ending.sub("", path.stem): path for path in sorted((folder / "images").glob("*.png"))}
     width = max([16, *map(len, newest)])
     for kind, path in newest.items():
         print(f"{kind:<{width}} {path}")

@@ -219,6 +219,7 @@ class GAN(Adversarial):
     """A game whose generator makes images in [-1, 1] of z ~ N(0, I); a model adds networks and losses."""
 
     latent: int
+    ood_headline = "discriminator"
 
     def generate(self, batch: Batch) -> Tensor:
         return self.generator(torch.randn(len(batch[0]), self.latent, device=self.device))

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lit_generative.likelihoods import at_least_float32
+
 
 class Bijection(nn.Module):
     """An invertible map; both ways return ``(output, log_det)`` with ``log_det`` ``(B,)``."""
@@ -31,7 +33,12 @@ def no_change(x: Tensor) -> Tensor:
 
 def standard_normal(z: Tensor) -> Tensor:
     """log N(z; 0, I) of vectors ``(B, D)``, nats ``(B,)``."""
-    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+
+
+def finite_or_impossible(log_p: Tensor) -> Tensor:
+    """Log-densities, -inf in place of NaN and of +inf: what a broken image gets must not look likely, nor vanish."""
+    return torch.where(log_p < math.inf, log_p, -math.inf)
 
 
 class Chain(Bijection):
@@ -63,7 +70,9 @@ class Chain(Bijection):
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel over the images and pixels of all processes, ``(C,)`` each."""
-    dims = [d for d in range(x.dim()) if d != 1]
+    x, dims = at_least_float32(x), [d for d in range(x.dim()) if d != 1]
+    if x.numel() == x.shape[1]:
+        raise ValueError("one number in each channel has no variance: train with larger batches")
     mean = _mean_over_ranks(x.mean(dims))
     return mean, _mean_over_ranks((x - per_channel(mean, x)).square().mean(dims))
 
@@ -97,7 +106,8 @@ class RunningBatchNorm(Bijection):
     """Batch normalisation by running statistics, invertible (Section 3.7, Eq. 17 and 18, and Appendix E).
 
     In training the statistics are a running mean that includes the batch, through which alone gradients flow; the first
-    batch starts them. Outside training they are fixed: an image's density does not depend on its company.
+    batch starts them. Without gradients, and in eval mode, they are fixed: an image's density does not depend on its
+    company.
 
     Args:
         channels: Channels (or numbers of a vector).
@@ -118,7 +128,7 @@ class RunningBatchNorm(Bijection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, variance = self.mean, self.variance
-        if self.training:
+        if self.training and torch.is_grad_enabled():
             rho = (self.batches / (self.batches + 1)).clamp(max=self.momentum)
             mean, variance = (
                 torch.lerp(now, past, rho) for now, past in zip(moments(x), (mean, variance), strict=True)
@@ -138,8 +148,8 @@ class RunningBatchNorm(Bijection):
 class ActNorm(Bijection):
     """Learned shift and scale per channel (Kingma & Dhariwal, 2018, arXiv:1807.03039, Section 3.1).
 
-    The first batch in training sets them so that its channels have mean 0 and variance 1, once: the same on every
-    process, and not again after a checkpoint is loaded.
+    The first batch that is trained on sets them so that its channels have mean 0 and variance 1, once: the same on
+    every process, and not again after a checkpoint is loaded.
     """
 
     initialized: Tensor
@@ -157,7 +167,7 @@ class ActNorm(Bijection):
         self.initialized.fill_(True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.training and not self.initialized:
+        if self.training and torch.is_grad_enabled() and not self.initialized:
             self.initialize(x)
         return normalise(x, self.mean, self.log_scale)
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_generative.bijections import ActNorm, Bijection, Permute, RunningBatchNorm
-from lit_generative.likelihoods import at_least_float32
 from lit_generative.nn.mlp import mlp
 
 
@@ -88,7 +87,7 @@ class Coupling(Bijection):
 
     def scale_and_shift(self, kept: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         h = self.conditioner(kept if context is None else torch.cat([kept, context], 1))
-        raw, t = at_least_float32(h).chunk(2, 1)
+        raw, t = h.chunk(2, 1)  # half precision under autocast; below it meets float32
         a = self.log_bound.exp().view(-1, *[1] * (raw.dim() - 2))
         return self.mask.restrict(a * torch.tanh(raw / a)), self.mask.restrict(t)
 
@@ -114,6 +113,8 @@ def dense(dims: int, couplings: int, width: int, depth: int, norm: str, alternat
 
     They keep the numbers at even places and those at odd places by turns, or always the even ones.
     """
+    if dims < 2:
+        raise ValueError(f"a coupling needs two numbers at least, got {dims}")
     layers: list[Bijection] = [Permute(torch.cat([torch.arange(0, dims, 2), torch.arange(1, dims, 2)]))]
     for i in range(couplings):
         mask = Halves(keep_second=alternate and i % 2 == 1)

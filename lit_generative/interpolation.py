@@ -1,9 +1,16 @@
-"""Ways through a latent space whose prior is N(0, I)."""
+"""Samples of and ways through a latent space whose prior is N(0, I)."""
 
 import math
 
 import torch
 from torch import Tensor
+
+
+def not_negative(temperature: float) -> float:
+    """The temperature of samples, or a ValueError."""
+    if temperature < 0:
+        raise ValueError(f"temperature is not negative, got {temperature}")
+    return temperature
 
 
 def arcs(ends: Tensor, steps: int) -> Tensor:

@@ -8,13 +8,22 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 
-class Moments(Metric):
+class Accumulator(Metric):
+    """A metric whose states a training can go on with after a test, which runs in inference mode, has reset them."""
+
+    full_state_update = False
+
+    def reset(self) -> None:
+        with torch.inference_mode(False):
+            super().reset()
+
+
+class Moments(Accumulator):
     """Mean, variance and standard error over images of ``features`` numbers per image, float64, summed over ranks.
 
     ``update`` takes ``(B, features)``; its accumulation is exact however the images are split into batches or ranks.
     """
 
-    full_state_update = False
     count: Tensor
     total: Tensor
     total_of_squares: Tensor
@@ -35,6 +44,7 @@ class Moments(Metric):
         """Mean, unbiased variance, standard error of the mean and number of images, ``(4, features)``."""
         mean = self.total / self.count
         variance = (self.total_of_squares - self.count * mean.square()).clamp(min=0) / (self.count - 1).clamp(min=1)
+        variance = variance.nan_to_num(nan=torch.inf)  # where a value was infinite
         return torch.stack([mean, variance, (variance / self.count).sqrt(), self.count.expand_as(mean)])
 
 
@@ -59,13 +69,12 @@ class Gaussian(NamedTuple):
         return (self.rows.to(torch.float64) - self.mean) / (self.n - 1) ** 0.5
 
 
-class PerImage(Metric):
+class PerImage(Accumulator):
     """Rows of numbers, one for each image, in the images' order however they are split into batches and ranks.
 
     ``update`` takes the rows ``(B, d)`` and the images' numbers ``(B,)``, each in one batch of one rank.
     """
 
-    full_state_update = False
     rows: list[Tensor]
     index: list[Tensor]
 

@@ -62,6 +62,11 @@ class GenerativeModel(LightningModule):
                     "--trainer.strategy ddp_find_unused_parameters_true"
                 )
 
+    def require_float32(self, why: str) -> None:
+        """Raise a ValueError if this run keeps numbers in half precision throughout."""
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise ValueError(f"{type(self).__name__} cannot run in {self.trainer.precision}: {why}; choose bf16-mixed")
+
     def describe_test(self) -> str:
         """The protocol behind the numbers that ``test`` logs, in one line."""
         return ""

@@ -26,7 +26,10 @@ class HasLogProb(Protocol):
 @runtime_checkable
 class HasOODScores(Protocol):
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
-        """The model's own scores of each image, higher the more it looks out of distribution, ``(B,)`` by name."""
+        """The model's own scores of each image, higher the more it looks out of distribution, ``(B,)`` by name.
+
+        An attribute ``ood_headline`` names the one that stands for the model where it has no likelihood.
+        """
         ...
 
 

@@ -105,6 +105,12 @@ def test_every_parameter_learns(model, data_dir, tmp_path):
     assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
 
 
+def test_a_test_leaves_a_model_that_can_train(model, data_dir, tmp_path):
+    quick = {"limit_test_batches": 1, "limit_val_batches": 1, "max_steps": 3, "enable_checkpointing": False}
+    trainer(tmp_path, **quick).test(model, datamodule=data(model, data_dir), verbose=False)
+    trainer(tmp_path, **quick).fit(model, datamodule=data(model, data_dir))
+
+
 def test_checkpoint_holds_plain_types_and_gives_the_model_back(trained):
     model, path = trained
     torch.load(path, weights_only=True)

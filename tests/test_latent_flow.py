@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from stubs import trainer
 from torch.distributions import Independent, Normal
@@ -96,7 +96,7 @@ def test_a_trained_model_lends_its_latents_and_its_file_may_go(data, tmp_path):
     fit.save_checkpoint(tmp_path / "vae.ckpt")
     vae = load_model(tmp_path / "vae.ckpt")
     model, states = small(autoencoder=str(tmp_path / "vae.ckpt")), States()
-    assert model.latent == 3
+    assert model.latent == 3 and not model.train().autoencoder.training
     fit = trainer(tmp_path, max_epochs=1, logger=False, callbacks=[states])
     with pytest.warns(UserWarning, match="in eval mode at the start of training"):  # meant: it does not learn
         fit.fit(model, datamodule=data)
@@ -131,10 +131,72 @@ def test_what_cannot_work_is_said_at_the_start(data, tmp_path):
         trainer(tmp_path, max_epochs=-1, max_time="00:00:01:00", logger=False).fit(
             small(decay_from=1.0), datamodule=data
         )
+    with pytest.raises(ValueError, match="a run of 1 steps has none for one of the two stages"):
+        trainer(tmp_path, max_steps=1, logger=False).fit(small(), datamodule=data)
+    with pytest.raises(ValueError, match="drop EarlyStopping"):
+        trainer(tmp_path, callbacks=[EarlyStopping("val/loss")], logger=False).fit(small(), datamodule=data)
+    with pytest.raises(ValueError, match="a coupling needs two numbers at least, got 1"):
+        small(latent=1)
     model = small()
-    model._trainer = Mock(strategy=DDPStrategy(), datamodule=None)
+    model._trainer = Mock(strategy=DDPStrategy(), datamodule=None, precision="32-true")
     with pytest.raises(ValueError, match=r"LatentFlow trains the autoencoder first .* ddp_find_unused_parameters_true"):
         model.setup("fit")
+
+
+def test_the_tests_numbers_are_the_means_over_images(data, tmp_path):
+    model = small().eval()
+    with torch.no_grad():
+        for p in model.flow.parameters():
+            p += 0.1 * torch.randn_like(p)
+        data.prepare_data()
+        data.setup("test")
+        x = torch.cat([data.on_after_batch_transfer(batch, 0)[0] for batch in data.test_dataloader()])
+        log_density, error = model.look(x)
+    found = trainer(tmp_path, logger=False).test(model, datamodule=data, verbose=False)[0]
+    assert found["test/latent_log_density"] == pytest.approx(float(log_density.mean()), rel=1e-5)
+    assert found["test/reconstruction"] == pytest.approx(float(error.mean()), rel=1e-5)
+    assert found["test/not_finite"] == 0
+    model.latent_log_density = lambda h: torch.full((len(h),), math.nan)
+    found = trainer(tmp_path, logger=False).test(model, datamodule=data, verbose=False)[0]
+    assert found["test/latent_log_density"] == -math.inf and found["test/not_finite"] == 1
+
+
+def test_a_checkpoint_is_validated_by_its_density(data, tmp_path):
+    states = States()
+    fit = trainer(tmp_path, callbacks=[states], max_epochs=2, num_sanity_val_steps=0)
+    fit.fit(small(), datamodule=data)
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    found = trainer(tmp_path, logger=False).validate(load_model(tmp_path / "a.ckpt"), datamodule=data, verbose=False)
+    assert found[0]["val/loss"] == pytest.approx(states.val[-1], rel=1e-5)
+
+
+def test_another_training_has_both_stages_again(data, tmp_path):
+    fit = trainer(tmp_path, max_epochs=2, logger=False)
+    model = small()
+    fit.fit(model, datamodule=data)
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    for again in (model, LatentFlow.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)):
+        trainer(tmp_path, max_epochs=4, logger=False).fit(again.train(), datamodule=data)
+        assert again.flow_from == 10
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_resuming_the_second_stage_changes_nothing(data, tmp_path):
+    def run(folder, ckpt_path=None):
+        keep = ModelCheckpoint(tmp_path / folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        fit = trainer(tmp_path, callbacks=[keep], logger=False, enable_checkpointing=True)
+        fit.fit(small(), datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        return torch.load(tmp_path / folder / "step=10.ckpt", weights_only=True)
+
+    whole = run("whole")
+    resumed = run("resumed", tmp_path / "whole" / "step=8.ckpt")
+    for key in ("state_dict", "optimizer_states", "flow_from"):
+        assert_close(resumed[key], whole[key], atol=0, rtol=0)
+
+
+def test_temperature_shrinks_the_latents():
+    model = small()
+    assert_close(model.sample(2, temperature=0.0), model.decode(torch.zeros(2, 4)).detach())
 
 
 def test_a_flow_of_images_lends_its_latents_too(data, tmp_path):

@@ -1,14 +1,17 @@
 """Pictures of what a generator knows: films, interpolations, nearest neighbours."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from stubs import Sampler, Stub, trainer
 
-from callbacks import Film, LatentInterpolation, NearestNeighbours, SampleGrid
+from callbacks import Film, LatentInterpolation, LatentManifold, NearestNeighbours, SampleGrid
 from datamodules import FashionMNIST
 from lit_generative.images import from_uint8
+from lit_generative.interpolation import manifold
 from lit_generative.models.dcgan import DCGAN
+from lit_generative.models.realnvp import RealNVP
 
 
 @pytest.fixture
@@ -66,6 +69,28 @@ def test_the_picture_of_interpolations(data, tmp_path):
     trainer(tmp_path, callbacks=[LatentInterpolation(n=2, steps=4)]).test(DCGAN(width=4, latent=4), datamodule=data)
     with Image.open(images(tmp_path) / "interpolations_test.png") as picture:
         assert picture.size == (4 * 30 + 2, 2 * 30 + 2)
+
+
+def test_the_manifold_goes_through_four_images():
+    z = torch.randn(4, 2000)
+    points = manifold(z, 8).view(8, 8, 2000)
+    for (down, along), i in {(0, 0): 0, (0, 2): 1, (2, 0): 2, (2, 2): 3}.items():
+        assert torch.allclose(points[down, along], z[i], atol=1e-5)
+    assert torch.allclose(points[4, 0], -z[0], atol=1e-5)
+    assert torch.allclose(points.norm(dim=-1), torch.tensor(2000.0).sqrt(), rtol=0.1)
+
+
+@pytest.mark.parametrize("batch_size", [3, 16])
+def test_the_picture_of_a_manifold(batch_size, data_dir, tmp_path):
+    data = FashionMNIST(data_dir=str(data_dir), batch_size=batch_size, val_size=32)
+    model = RealNVP(stack="dense", couplings=2, width=4, depth=1, test_k=1)
+    trainer(tmp_path, callbacks=[LatentManifold(steps=4)]).test(model, datamodule=data)
+    with Image.open(images(tmp_path) / "manifold_test.png") as picture:
+        assert picture.size == (4 * 30 + 2, 4 * 30 + 2)
+        first = torch.from_numpy(np.array(picture.crop((2, 2, 30, 30)).convert("L"))).long()
+    data.setup("test")
+    x = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)[0]
+    assert torch.equal(first, x[0, 0].mul(255).round().long())
 
 
 def test_a_copied_image_stands_beside_itself(data, tmp_path):

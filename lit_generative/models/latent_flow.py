@@ -12,30 +12,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
-from lit_generative.bijections import Chain, standard_normal
+from lit_generative.bijections import Chain, finite_or_impossible, standard_normal
 from lit_generative.coupling import dense
-from lit_generative.interpolation import arcs
+from lit_generative.interpolation import arcs, not_negative
 from lit_generative.metrics import Moments
 from lit_generative.module import GenerativeModel
-from lit_generative.nn.mlp import MLPDecoder, MLPEncoder
+from lit_generative.nn.mlp import MLPAutoencoder
 from lit_generative.protocols import HasLatent
-
-
-class Autoencoder(nn.Module):
-    """Fully connected: images to vectors ``(B, latent)`` and back."""
-
-    def __init__(self, image_shape: tuple[int, int, int], hidden: Sequence[int], latent: int) -> None:
-        super().__init__()
-        self.encoder = MLPEncoder(image_shape, hidden, latent, nn.ReLU)
-        self.decoder = MLPDecoder(latent, hidden, image_shape, nn.ReLU)
-
-    def encode(self, x: Tensor) -> Tensor:
-        return self.encoder(x)
-
-    def decode(self, h: Tensor) -> Tensor:
-        return self.decoder(h).sigmoid()
 
 
 class LatentFlow(GenerativeModel):
@@ -44,16 +31,19 @@ class LatentFlow(GenerativeModel):
     Args:
         image_shape: (C, H, W) of the images.
         autoencoder: None for one of its own, fully connected; or the checkpoint of a model that can encode and decode,
-            whose latents are vectors. What is saved afterwards holds that model, and no longer needs the file.
+            whose latents are vectors; then the next three do nothing. What is saved afterwards holds that model, and
+            alone is enough to resume.
         hidden: Units of its own autoencoder's hidden layers.
         latent: Numbers that its own autoencoder puts out.
-        share: Fraction of the run that trains its own autoencoder; the rest trains the flow.
+        share: Fraction of the run that trains its own autoencoder; the rest trains the flow. Kept by a resumed run.
         couplings: Couplings of the flow.
         width: Units of the conditioners' hidden layers.
         depth: Hidden layers of the conditioners.
         lr: Learning rate of Adam.
         decay_from: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
     """
+
+    ood_headline = "sum"
 
     def __init__(
         self,
@@ -74,9 +64,11 @@ class LatentFlow(GenerativeModel):
                 "latent, hidden, couplings, width and depth start at 1, share lies between 0 and 1, decay_from in "
                 f"[0, 1]; got {latent}, {hidden}, {couplings}, {width}, {depth}, {share}, {decay_from}"
             )
-        self.autoencoder: Any = Autoencoder(image_shape, hidden, latent)
         self.given = autoencoder is not None
-        if autoencoder is not None:
+        self.autoencoder: Any
+        if autoencoder is None:
+            self.autoencoder = MLPAutoencoder(image_shape, hidden, latent)
+        else:
             self.autoencoder, autoencoder = borrow(autoencoder)
             if tuple(self.autoencoder.image_shape) != tuple(image_shape):
                 raise ValueError(
@@ -92,9 +84,11 @@ class LatentFlow(GenerativeModel):
         self.latent = shape[1]
         self.share, self.lr, self.decay_from = 0.0 if self.given else share, lr, decay_from
         self.flow = Chain(*dense(self.latent, couplings, width, depth, "act", alternate=True))
-        self.flow_from: int | None = None  # the step at which the autoencoder is done
+        self.flow_from = 0  # the step at which the autoencoder is done
+        self._flow_from: int | None = None  # the same of a checkpoint
         self._tested = 0
-        self.terms = Moments(2)  # log p(h) and squared error of every image in validation or test
+        # log p(h), squared error, and whether one is no number, of every image in validation or test
+        self.terms = Moments(3)
 
     # -- density of the latent ---------------------------------------------------------------------
 
@@ -104,9 +98,14 @@ class LatentFlow(GenerativeModel):
         return standard_normal(z) + log_det
 
     def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(e(x)) and |x - d(e(x))|^2 of images, ``(B,)`` each."""
-        h = self.autoencoder.encode(x)
-        return self.latent_log_density(h), (x - self.autoencoder.decode(h)).square().flatten(1).sum(1)
+        """log p(e(x)), -inf where it is no number, and |x - d(e(x))|^2 of images, ``(B,)`` each."""
+        with torch.autocast(x.device.type, enabled=False):  # the density is one of unrounded numbers
+            h = self.autoencoder.encode(x)
+        return finite_or_impossible(self.latent_log_density(h)), self.error(x, h)
+
+    def error(self, x: Tensor, h: Tensor) -> Tensor:
+        """|x - d(h)|^2, ``(B,)``."""
+        return (x - self.autoencoder.decode(h)).square().flatten(1).sum(1)
 
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
         """-log p(h) in nats, |x - d(h)|^2, and their sum: -log p(h) N(x; d(h), I/2) up to a constant; ``(B,)``."""
@@ -130,7 +129,7 @@ class LatentFlow(GenerativeModel):
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Decode z ~ N(0, temperature^2 I), ``(n, C, H, W)`` in [0, 1]."""
-        return self.decode(temperature * torch.randn(n, self.latent, device=self.device))
+        return self.decode(not_negative(temperature) * torch.randn(n, self.latent, device=self.device))
 
     @torch.no_grad()
     def interpolate(self, n: int, steps: int) -> Tensor:
@@ -141,8 +140,11 @@ class LatentFlow(GenerativeModel):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit":
+        self.require_float32("a density of rounded latents is none")
+        if stage == "fit" and not self.given:
             self.require_unused_parameters("trains the autoencoder first and the flow then")
+            if any(isinstance(callback, EarlyStopping) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+                raise ValueError("LatentFlow has no density to watch while its autoencoder trains: drop EarlyStopping")
 
     def train(self, mode: bool = True) -> "LatentFlow":
         super().train(mode)
@@ -152,47 +154,54 @@ class LatentFlow(GenerativeModel):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        if self.flow_from is None:
-            steps = self.trainer.estimated_stepping_batches
-            if math.isinf(steps) and self.share:
-                raise ValueError("share needs to know the length of the run: set --trainer.max_epochs or max_steps")
-            self.flow_from = round(self.share * steps) if self.share else 0
-
-    @property
-    def flow_trains(self) -> bool:
-        return self.flow_from is not None and self.global_step >= self.flow_from
+        steps = self.trainer.estimated_stepping_batches
+        resumed = self._flow_from if self.trainer.ckpt_path is not None else None
+        self._flow_from = None
+        if resumed is None and self.share and math.isinf(steps):
+            raise ValueError("share needs to know the length of the run: set --trainer.max_epochs or max_steps")
+        self.flow_from = resumed if resumed is not None else round(self.share * steps) if self.share else 0
+        if self.share and not 0 < self.flow_from < steps:
+            raise ValueError(
+                f"a run of {steps} steps has none for one of the two stages: make it longer, or change share"
+            )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x = batch[0]
-        with torch.set_grad_enabled(not self.flow_trains):
+        if self.global_step < self.flow_from:
+            loss = self.error(x, self.autoencoder.encode(x)).mean()
+            self.accumulate({"loss": loss, "reconstruction": loss}, len(x))
+            return loss
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             h = self.autoencoder.encode(x)
-            error = (x - self.autoencoder.decode(h)).square().flatten(1).sum(1).mean()
-        metrics = {"loss": error, "reconstruction": error}
-        if self.flow_trains:
-            nll = -self.latent_log_density(h).mean()
-            metrics |= {"loss": nll, "latent_nll": nll}
-        self.accumulate(metrics, len(x))
-        return metrics["loss"]
+        loss = -self.latent_log_density(h).mean()
+        self.accumulate({"loss": loss, "latent_nll": loss}, len(x))
+        return loss
+
+    def evaluate(self, x: Tensor) -> None:
+        log_density, error = self.look(x)
+        self.terms.update(torch.stack([log_density, error, (~(log_density - error).isfinite()).to(error)], -1))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.terms.update(torch.stack(self.look(batch[0]), -1))
+        self.evaluate(batch[0])
 
     def on_validation_epoch_end(self) -> None:
-        log_density, error = self.terms.compute()[0].float()
+        log_density, error, not_finite = self.terms.compute()[0].float()
         self.terms.reset()
         # nothing can be chosen by the density before there is one
-        nll = -log_density if self.flow_trains else torch.full_like(error, math.inf)
-        self.log_dict({"val/loss": nll, "val/latent_nll": nll, "val/reconstruction": error}, sync_dist=True)
+        waiting = self.trainer.state.fn == TrainerFn.FITTING and self.global_step <= self.flow_from > 0
+        nll = torch.full_like(error, math.inf) if waiting else -log_density
+        metrics = {"loss": nll, "latent_nll": nll, "reconstruction": error, "not_finite": not_finite}
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.terms.update(torch.stack(self.look(batch[0]), -1))
+        self.evaluate(batch[0])
 
     def on_test_epoch_end(self) -> None:
         mean, _, error, count = self.terms.compute().float()
         self.terms.reset()
         self._tested = int(count[0])
         metrics = {"latent_log_density": mean[0], "latent_log_density_stderr": error[0]}
-        metrics |= {"reconstruction": mean[1], "reconstruction_stderr": error[1]}
+        metrics |= {"reconstruction": mean[1], "reconstruction_stderr": error[1], "not_finite": mean[2]}
         self.log_dict({f"test/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def describe_test(self) -> str:
@@ -212,7 +221,7 @@ class LatentFlow(GenerativeModel):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.flow_from = checkpoint.get("flow_from")
+        self._flow_from = checkpoint.get("flow_from")
 
     def configure_optimizers(self) -> Any:
         learning = self.flow if self.given else self

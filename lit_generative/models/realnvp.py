@@ -14,10 +14,18 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MaxMetric
 
-from lit_generative.bijections import Bijection, Chain, Flatten, Split, Squeeze, standard_normal
+from lit_generative.bijections import (
+    Bijection,
+    Chain,
+    Flatten,
+    Split,
+    Squeeze,
+    finite_or_impossible,
+    standard_normal,
+)
 from lit_generative.coupling import NORMS, Coupling, Halves, checkerboard, dense
 from lit_generative.dequantization import Logit, UniformDequantization, VariationalDequantization, dequantize, quantize
-from lit_generative.interpolation import arcs
+from lit_generative.interpolation import arcs, not_negative
 from lit_generative.likelihoods import bits_per_dim, log_mean_exp
 from lit_generative.metrics import Moments
 from lit_generative.module import GenerativeModel
@@ -31,7 +39,7 @@ def multiscale(shape: Shape, scales: int, width: int, depth: int, norm: str, alt
     """Checkerboards x3, squeeze, channels x3, half of them factored out, at every scale; checkerboards x4 at the last.
 
     From images to vectors (Section 3.6). Conditioners have ``depth`` residual blocks of ``width`` channels, doubled
-    after every squeeze (Section 4.1).
+    after every squeeze.
     """
 
     def couplings(masks: list[Any], channels: int, width: int) -> list[Bijection]:
@@ -111,8 +119,7 @@ class RealNVP(GenerativeModel):
         self.save_hyperparameters()
         self.image_shape, self.dims = image_shape, math.prod(image_shape)
         self.lr, self.decay_from, self.weight_decay, self.test_k = lr, decay_from, weight_decay, test_k
-        self.likelihood_kind = f"bound, {test_k} draws of {dequantization} dequantisation"
-        self.log_prob_kind = f"bound, 1 draw of {dequantization} dequantisation"
+        self.likelihood_kind = self.log_prob_kind = f"bound, {test_k} draws of {dequantization} dequantisation"
         if stack == "dense":
             layers = [Flatten(image_shape), *dense(self.dims, couplings, width, depth, norm, alternate)]
         else:
@@ -142,17 +149,16 @@ class RealNVP(GenerativeModel):
         v, log_det = self.dequantization(x)
         return self.log_density(v) + log_det
 
-    def log_prob(self, x: Tensor, c: Tensor | None = None, k: int = 1) -> Tensor:
-        """Lower bound on log P(x) from ``k`` draws of the dequantisation, nats ``(B,)``.
+    def log_prob(self, x: Tensor, c: Tensor | None = None, k: int | None = None) -> Tensor:
+        """Lower bound on log P(x) from ``k`` draws of the dequantisation (default: ``test_k``), nats ``(B,)``.
 
-        A bound in expectation, tighter as ``k`` grows. What is no number counts as -inf.
+        A bound in expectation, tighter as ``k`` grows. What is no number, or +inf, counts as -inf.
         """
-        return log_mean_exp(self.draws(x, k), 0)
+        return log_mean_exp(self.draws(x, k or self.test_k), 0)
 
     def draws(self, x: Tensor, k: int) -> Tensor:
-        """``k`` times `log_weights`, ``(k, B)``, -inf for NaN."""
-        log_w = torch.stack([self.log_weights(x) for _ in range(k)])
-        return log_w.masked_fill(log_w.isnan(), -math.inf)
+        """``k`` times `log_weights`, ``(k, B)``, -inf for what is no number or +inf."""
+        return finite_or_impossible(torch.stack([self.log_weights(x) for _ in range(k)]))
 
     # -- latent space and sampling -----------------------------------------------------------------
 
@@ -167,7 +173,7 @@ class RealNVP(GenerativeModel):
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Images of z ~ N(0, temperature^2 I), ``(n, C, H, W)`` in [0, 1]; below 1 nearer to the mode, and not p(x)."""
-        return self.decode(temperature * torch.randn(n, self.dims, device=self.device))
+        return self.decode(not_negative(temperature) * torch.randn(n, self.dims, device=self.device))
 
     @torch.no_grad()
     def interpolate(self, n: int, steps: int) -> Tensor:
@@ -175,6 +181,10 @@ class RealNVP(GenerativeModel):
         return self.decode(arcs(torch.randn(2, n, self.dims, device=self.device), steps))
 
     # -- Lightning ---------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.require_float32("the noise of a level needs 16 bits below it")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         nll = -self.log_weights(batch[0]).mean()
@@ -197,7 +207,8 @@ class RealNVP(GenerativeModel):
         x = batch[0]
         self.evaluate(x, batch_idx, self.test_k)
         v = dequantize(x, torch.full_like(x, 0.5))[0]
-        self.inverse_error.update((self.flow.inverse(self.flow(v)[0])[0] - v).abs())
+        error = (self.flow.inverse(self.flow(v)[0])[0] - v).abs()
+        self.inverse_error.update(error.nan_to_num(nan=math.inf))  # the metric would leave NaN out
 
     def on_test_epoch_end(self) -> None:
         moments = self.terms.compute()

@@ -58,3 +58,18 @@ class MLPDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.net(z).unflatten(1, self.image_shape)
+
+
+class MLPAutoencoder(nn.Module):
+    """Fully connected: images to vectors ``(B, latent)`` and back."""
+
+    def __init__(self, image_shape: tuple[int, int, int], hidden: Sequence[int], latent: int) -> None:
+        super().__init__()
+        self.encoder = MLPEncoder(image_shape, hidden, latent, nn.ReLU)
+        self.decoder = MLPDecoder(latent, hidden, image_shape, nn.ReLU)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
+
+    def decode(self, h: Tensor) -> Tensor:
+        return self.decoder(h).sigmoid()

@@ -23,8 +23,8 @@ class WeightNormBlock(nn.Module):
 class WeightNormResNet(nn.Module):
     """Images ``(B, in_channels, H, W)`` to ``(B, out_channels, H, W)``, zeros at first.
 
-    The network of RealNVP's couplings (Dinh et al., 2017, Section 4.1): residual blocks with weight normalisation, and
-    a skip connection from every block to the last layer.
+    The network of RealNVP's couplings (Dinh et al., 2017, Section 4.1) without its batch norm: residual blocks with
+    weight normalisation, and a skip connection from every block to the last layer.
     """
 
     def __init__(self, in_channels: int, out_channels: int, width: int, blocks: int) -> None:
