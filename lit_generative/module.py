@@ -67,6 +67,11 @@ class GenerativeModel(LightningModule):
         if self.trainer.precision in ("16-true", "bf16-true"):
             raise ValueError(f"{type(self).__name__} cannot run in {self.trainer.precision}: {why}; choose bf16-mixed")
 
+    def require_length(self, option: str) -> None:
+        """Raise a ValueError if it is not known how long this run is."""
+        if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
+            raise ValueError(f"{option} needs to know the length of the run: set --trainer.max_epochs or max_steps")
+
     def describe_test(self) -> str:
         """The protocol behind the numbers that ``test`` logs, in one line."""
         return ""
@@ -120,14 +125,15 @@ class GenerativeModel(LightningModule):
         """The optimiser with a learning rate that falls linearly to 0 from that fraction of the run on; 1: never."""
         if decay_from >= 1:
             return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ValueError(
-                "decay_from < 1 needs to know the length of the run: set --trainer.max_epochs or max_steps"
-            )
-        decay = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (1 - step / steps) / (1 - decay_from))
-        )
+        self.require_length("decay_from < 1")
+
+        def share(step: int) -> float:
+            # Asked for before the first step, the length would make Lightning set the data up before it restores
+            # their position in a resumed epoch.
+            steps = self.trainer.estimated_stepping_batches if step else math.inf
+            return min(1.0, (1 - step / steps) / (1 - decay_from))
+
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
 
     # -- randomness and checkpoints ----------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_what_cannot_work_is_said_at_the_start(data, tmp_path):
     with pytest.raises(ValueError, match="a coupling needs two numbers at least, got 1"):
         small(latent=1)
     model = small()
-    model._trainer = Mock(strategy=DDPStrategy(), datamodule=None, precision="32-true")
+    model._trainer = Mock(strategy=DDPStrategy(), datamodule=None, precision="32-true", max_epochs=1)
     with pytest.raises(ValueError, match=r"LatentFlow trains the autoencoder first .* ddp_find_unused_parameters_true"):
         model.setup("fit")
 
@@ -181,8 +181,9 @@ def test_another_training_has_both_stages_again(data, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-def test_resuming_the_second_stage_changes_nothing(data, tmp_path):
+def test_resuming_the_second_stage_changes_nothing(data_dir, tmp_path):
     def run(folder, ckpt_path=None):
+        data = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16)
         keep = ModelCheckpoint(tmp_path / folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
         fit = trainer(tmp_path, callbacks=[keep], logger=False, enable_checkpointing=True)
         fit.fit(small(), datamodule=data, ckpt_path=ckpt_path, weights_only=True)

@@ -142,6 +142,7 @@ class LatentFlow(GenerativeModel):
         super().setup(stage)
         self.require_float32("a density of rounded latents is none")
         if stage == "fit" and not self.given:
+            self.require_length("share")
             self.require_unused_parameters("trains the autoencoder first and the flow then")
             if any(isinstance(callback, EarlyStopping) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
                 raise ValueError("LatentFlow has no density to watch while its autoencoder trains: drop EarlyStopping")
@@ -157,8 +158,6 @@ class LatentFlow(GenerativeModel):
         steps = self.trainer.estimated_stepping_batches
         resumed = self._flow_from if self.trainer.ckpt_path is not None else None
         self._flow_from = None
-        if resumed is None and self.share and math.isinf(steps):
-            raise ValueError("share needs to know the length of the run: set --trainer.max_epochs or max_steps")
         self.flow_from = resumed if resumed is not None else round(self.share * steps) if self.share else 0
         if self.share and not 0 < self.flow_from < steps:
             raise ValueError(
