@@ -26,6 +26,8 @@ class Report(Callback):
         if checkpoint is not None and checkpoint.best_model_score is not None:
             score = f"{checkpoint.monitor} = {float(checkpoint.best_model_score):.4f}"
             print(f"best checkpoint  {_relative(checkpoint.best_model_path)}  ({score})")
+        elif checkpoint is not None and checkpoint.last_model_path:
+            print(f"last checkpoint  {_relative(checkpoint.last_model_path)}")
         _print_pictures(folder)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

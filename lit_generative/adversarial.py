@@ -63,7 +63,10 @@ class Adversarial(GenerativeModel):
     def __init__(self, n_critic: int = 1, accumulate: int = 1, clip: float = 0.0) -> None:
         super().__init__()
         if min(n_critic, accumulate) < 1 or clip < 0:
-            raise ValueError(f"n_critic and accumulate start at 1, clip at 0; got {n_critic}, {accumulate}, {clip}")
+            raise ValueError(
+                f"n_critic and accumulate start at 1, clip at 0; got n_critic {n_critic}, accumulate {accumulate}, "
+                f"clip {clip}"
+            )
         self.automatic_optimization = False
         self.n_critic, self.batches_per_step, self.clip = n_critic, accumulate, clip
         self.discriminator_steps = self.generator_steps = self.images_seen = 0
@@ -189,7 +192,7 @@ class Adversarial(GenerativeModel):
             if value not in unset and self.trainer.state.fn == TrainerFn.FITTING:
                 raise MisconfigurationException(
                     f"{type(self).__name__} optimises two networks by itself, so that --trainer.{flag} cannot be "
-                    f"honoured: remove it and set --model.{own} {value}"
+                    f"honoured: remove it and give the model {own}={value} (--model.{own} {value})"
                 )
         return []
 
@@ -216,7 +219,11 @@ class Adversarial(GenerativeModel):
 
 
 class GAN(Adversarial):
-    """A game whose generator makes images in [-1, 1] of z ~ N(0, I); a model adds networks and losses."""
+    """A game whose generator makes images in [-1, 1] of z ~ N(0, I).
+
+    A model sets ``image_shape``, ``latent``, ``generator`` and ``discriminator``, and writes `discriminator_loss`,
+    `generator_loss` and `configure_optimizers`. ``fake`` is in [-1, 1]; ``batch[0]`` is in [0, 1]: `to_symmetric`.
+    """
 
     latent: int
     ood_headline = "discriminator"

@@ -35,10 +35,15 @@ class GenerativeModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         self.require_fitting(getattr(self.trainer, "datamodule", None))
+        strategy: Any = self.trainer.strategy
+        if stage == "fit" and getattr(strategy, "_layer_sync", None) is not None and strategy.root_device.type == "cpu":
+            raise ValueError("batch norm cannot be synchronised on CPUs: add --trainer.sync_batchnorm false")
 
     def require_fitting(self, data: Any) -> None:
         """Raise a ValueError if the images that ``data`` promises are not those that the model is built for."""
         shape, levels = getattr(data, "image_shape", None), getattr(data, "levels", None)
+        if not hasattr(self, "image_shape"):
+            raise TypeError(f"{type(self).__name__} must set image_shape, the (C, H, W) of its images")
         model, source = type(self).__name__, type(data).__name__
         if shape is not None and tuple(shape) != tuple(self.image_shape):
             raise ValueError(
@@ -50,6 +55,13 @@ class GenerativeModel(LightningModule):
             raise ValueError(
                 f"{model} is built for pixels with {self.levels} levels, but {source} has {levels}: {remedy}"
             )
+
+    def require_images(self, x: Tensor) -> None:
+        """Raise an error if ``x`` is no batch of the images that this model is built for."""
+        if not x.is_floating_point():
+            raise TypeError(f"{type(self).__name__} takes float images in [0, 1], got {x.dtype}")
+        if tuple(x.shape[1:]) != tuple(self.image_shape):
+            raise ValueError(f"{type(self).__name__} takes images {tuple(self.image_shape)}, got {tuple(x.shape[1:])}")
 
     def require_unused_parameters(self, why: str) -> None:
         """Raise a ValueError if this run's DDP would stop at a step that leaves some parameters alone."""

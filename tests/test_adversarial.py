@@ -168,7 +168,7 @@ def test_training_resumes_bit_for_bit_with_averages(data_dir, tmp_path):
     "flag, value, own", [("gradient_clip_val", 0.5, "clip 0.5"), ("accumulate_grad_batches", 4, "accumulate 4")]
 )
 def test_flags_of_the_trainer_point_to_the_models_own(flag, value, own, tmp_path):
-    with pytest.raises(MisconfigurationException, match=f"Game optimises two networks .* --model.{own}"):
+    with pytest.raises(MisconfigurationException, match=f"Game optimises two networks .*--model.{own}"):
         fit(Game(), loader(), tmp_path, **{flag: value})
 
 
@@ -325,3 +325,15 @@ def test_after_training_a_model_is_seen_in_eval_mode_and_trains_on_in_its_own(tm
 def test_every_gan_trains_on_two_processes(name, tmp_path):
     result = run_script(2, tmp_path, name)
     assert result["global_step"] == 4 and result["spread"] == 0  # the processes hold the same weights
+
+
+def test_what_a_new_model_forgot_and_what_cpus_cannot_do_is_said(tmp_path):
+    class Nameless(Game):
+        image_shape = property()  # not set
+
+    with pytest.raises(TypeError, match="Nameless must set image_shape"):
+        fit(Nameless(), loader(), tmp_path)
+    model = Game()
+    model._trainer = Mock(strategy=Mock(_layer_sync=Mock(), root_device=torch.device("cpu")), datamodule=None)
+    with pytest.raises(ValueError, match=r"cannot be synchronised on CPUs: add --trainer\.sync_batchnorm false"):
+        model.setup("fit")

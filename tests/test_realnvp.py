@@ -189,6 +189,16 @@ def test_half_precision_throughout_is_refused(data_dir, tmp_path):
         trainer(tmp_path, precision="bf16-true", logger=False).fit(small(), datamodule=data)
 
 
+@pytest.mark.parametrize("stack", ["multiscale", "dense"])
+def test_images_of_another_kind_are_refused(stack):
+    model = small(stack=stack)
+    for act in (model.log_prob, model.encode, model.log_density):
+        with pytest.raises(ValueError, match=r"RealNVP takes images \(1, 28, 28\), got \(1, 32, 32\)"):
+            act(torch.rand(2, 1, 32, 32))
+        with pytest.raises(TypeError, match=r"RealNVP takes float images in \[0, 1\], got torch.uint8"):
+            act(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
+
+
 def test_what_cannot_be_built_is_refused():
     with pytest.raises(ValueError, match="cannot be halved 3 times: set fewer scales"):
         RealNVP(scales=4)

@@ -141,11 +141,13 @@ class RealNVP(GenerativeModel):
 
     def log_density(self, v: Tensor) -> Tensor:
         """log p(v) of dequantised images ``(B, C, H, W)`` in [0, 1), nats ``(B,)``, exact (Eq. 3)."""
+        self.require_images(v)
         z, log_det = self.flow(v)
         return standard_normal(z) + log_det
 
     def log_weights(self, x: Tensor) -> Tensor:
         """log p(v) - log q(u|x) - D log 256 for one draw of u ~ q(u|x), nats ``(B,)``."""
+        self.require_images(x)
         v, log_det = self.dequantization(x)
         return self.log_density(v) + log_det
 
@@ -164,6 +166,7 @@ class RealNVP(GenerativeModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """z of the middle of the image's bin, ``(B, D)``."""
+        self.require_images(x)
         return self.flow(dequantize(x, torch.full_like(x, 0.5))[0])[0]
 
     def decode(self, z: Tensor) -> Tensor:
