@@ -63,10 +63,7 @@ class Adversarial(GenerativeModel):
     def __init__(self, n_critic: int = 1, accumulate: int = 1, clip: float = 0.0) -> None:
         super().__init__()
         if min(n_critic, accumulate) < 1 or clip < 0:
-            raise ValueError(
-                f"n_critic and accumulate start at 1, clip at 0; got n_critic {n_critic}, accumulate {accumulate}, "
-                f"clip {clip}"
-            )
+            raise ValueError(f"n_critic {n_critic} and accumulate {accumulate} start at 1, clip {clip} at 0")
         self.automatic_optimization = False
         self.n_critic, self.batches_per_step, self.clip = n_critic, accumulate, clip
         self.discriminator_steps = self.generator_steps = self.images_seen = 0
@@ -121,15 +118,12 @@ class Adversarial(GenerativeModel):
         self._step_schedules("epoch", self.current_epoch + 1)
 
     def _step_schedules(self, interval: str, now: int) -> None:
-        schedules: list[Any] = [
-            config.scheduler
-            for config in self.trainer.lr_scheduler_configs
-            if config.interval == interval and now % config.frequency == 0
-        ]
+        configs = [c for c in self.trainer.lr_scheduler_configs if c.interval == interval and now % c.frequency == 0]
         with warnings.catch_warnings():
             # torch warns until the first step of the generator, which n_critic delays
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-            for schedule in schedules:
+            for config in configs:
+                schedule: Any = config.scheduler
                 schedule.step()
 
     def _play(self, batch: Batch, optimizer_g: LightningOptimizer, optimizer_d: LightningOptimizer) -> None:
