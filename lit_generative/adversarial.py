@@ -92,16 +92,6 @@ class Adversarial(GenerativeModel):
     def after_discriminator_step(self) -> None:
         """For what follows each of its steps, as the clipping of weights."""
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        if any(isinstance(config.scheduler, ReduceLROnPlateau) for config in self.trainer.lr_scheduler_configs):
-            raise ValueError(f"{type(self).__name__} has no loss to watch: ReduceLROnPlateau cannot be used")
-        # gradients of a step that another run began are gone, unless a checkpoint brings them
-        self._waiting = [(x.to(self.device), c.to(self.device)) for x, c in self._begun.get("batches", ())]
-        for name, gradient in self._begun.get("gradients", {}).items():
-            self.discriminator.get_parameter(name).grad = gradient.to(self.device)
-        self._begun = {}
-
     # -- one turn ----------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -189,6 +179,16 @@ class Adversarial(GenerativeModel):
                     f"honoured: remove it and give the model {own}={value} (--model.{own} {value})"
                 )
         return []
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if any(isinstance(config.scheduler, ReduceLROnPlateau) for config in self.trainer.lr_scheduler_configs):
+            raise ValueError(f"{type(self).__name__} has no loss to watch: ReduceLROnPlateau cannot be used")
+        # gradients of a step that another run began are gone, unless a checkpoint brings them
+        self._waiting = [(x.to(self.device), c.to(self.device)) for x, c in self._begun.get("batches", ())]
+        for name, gradient in self._begun.get("gradients", {}).items():
+            self.discriminator.get_parameter(name).grad = gradient.to(self.device)
+        self._begun = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """A game has no loss to validate by; callbacks look at the samples."""

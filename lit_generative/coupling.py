@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_generative.bijections import ActNorm, Bijection, Permute, RunningBatchNorm
+from lit_generative.bijections import ActNorm, Bijection, Permute, RunningBatchNorm, per_channel
 from lit_generative.nn.mlp import mlp
 
 
@@ -88,7 +88,7 @@ class Coupling(Bijection):
     def scale_and_shift(self, kept: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         h = self.conditioner(kept if context is None else torch.cat([kept, context], 1))
         raw, t = h.chunk(2, 1)  # half precision under autocast; below it meets float32
-        a = self.log_bound.exp().view(-1, *[1] * (raw.dim() - 2))
+        a = per_channel(self.log_bound.exp(), raw)
         return self.mask.restrict(a * torch.tanh(raw / a)), self.mask.restrict(t)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
