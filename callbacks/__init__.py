@@ -1,13 +1,19 @@
 """Callbacks that look at any model through its protocols, one per file."""
 
+from callbacks.attribute_direction import AttributeDirection
+from callbacks.disentanglement import Disentanglement
 from callbacks.ema import EMA
 from callbacks.fid import FID
 from callbacks.film import Film
 from callbacks.latent_interpolation import LatentInterpolation
 from callbacks.latent_manifold import LatentManifold
+from callbacks.latent_scatter import LatentScatter
+from callbacks.latent_traversal import LatentTraversal
 from callbacks.nearest_neighbours import NearestNeighbours
 from callbacks.ood_scores import OODScores
+from callbacks.posterior_statistics import PosteriorStatistics
 from callbacks.prediction_writer import PredictionWriter
+from callbacks.reconstruction_fid import ReconstructionFID
 from callbacks.reconstruction_grid import ReconstructionGrid
 from callbacks.report import Report
 from callbacks.sample_grid import SampleGrid
@@ -15,12 +21,18 @@ from callbacks.sample_grid import SampleGrid
 __all__ = [
     "EMA",
     "FID",
+    "AttributeDirection",
+    "Disentanglement",
     "Film",
     "LatentInterpolation",
     "LatentManifold",
+    "LatentScatter",
+    "LatentTraversal",
     "NearestNeighbours",
     "OODScores",
+    "PosteriorStatistics",
     "PredictionWriter",
+    "ReconstructionFID",
     "ReconstructionGrid",
     "Report",
     "SampleGrid",

@@ -1,6 +1,6 @@
 """Plots as pictures for `log_image`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,4 +37,32 @@ def histograms(values: Mapping[str, Tensor], label: str) -> Tensor:
         axes.hist(clipped, bins, density=True, label=name, **style)
     axes.set(xlabel=f"{label}; what lies beyond is in the outermost bins", ylabel="density")
     axes.legend(frameon=False)
+    return picture(figure)
+
+
+def bars(values: Mapping[str, Tensor], names: Sequence[str], label: str) -> Tensor:
+    """Several numbers of the same things, one chart above the other; picture ``(3, H, W)``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(5.0, 0.25 * len(names)), 2.5 * len(values)), dpi=100, layout="constrained")
+    charts = figure.subplots(len(values), sharex=True, squeeze=False)[:, 0]
+    for axes, (name, heights) in zip(charts, values.items(), strict=True):
+        axes.bar(range(len(names)), heights.numpy())
+        axes.set(ylabel=name)
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set(xlabel=label)
+    return picture(figure)
+
+
+def scatter(points: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor:
+    """Points ``(N, 2)`` coloured by label, with the axes' names; picture ``(3, H, W)``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 6), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for label in labels.unique().tolist():
+        x, y = points[labels == label].T.numpy()
+        axes.scatter(x, y, s=4, alpha=0.6, label=str(label))
+    axes.set(xlabel=names[0], ylabel=names[1])
+    axes.legend(frameon=False, markerscale=4)
     return picture(figure)

@@ -1,5 +1,6 @@
 """Features of images, and those of a data set's real ones, from disk where they are known."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lit_generative.features import exact_float32, fingerprint
+from lit_generative.features import exact_float32, fingerprint, load_extractor, shipped
 from lit_generative.metrics import Features, Gaussian
+from lit_generative.randomness import forked_rng
 from lit_generative.statistics import content_hash, library_versions, path_of, read_statistics, save_statistics
 
 
@@ -21,11 +23,11 @@ class FeatureCollector:
         # a rank without images still takes part in gathering
         self.features.update(torch.empty(0, dims, device=device), torch.empty(0, dtype=torch.long, device=device))
 
-    def add(self, images: Tensor, first: int) -> None:
-        """Look at uint8 images ``(B, C, H, W)``, the first of which has the number ``first``."""
+    def add(self, images: Tensor, first: int, step: int = 1) -> None:
+        """Look at uint8 images ``(B, C, H, W)``, numbered from ``first`` in steps of ``step``."""
         with exact_float32(images.device):
             rows = self.net(images)
-        self.features.update(rows, torch.arange(first, first + len(images), device=images.device))
+        self.features.update(rows, first + step * torch.arange(len(images), device=images.device))
 
     def compute(self) -> Gaussian:
         """What all ranks saw."""
@@ -77,3 +79,23 @@ def reference_statistics(
     except OSError as error:
         rank_zero_warn(f"statistics cannot be kept in {cache} ({error}): choose another cache_dir")
     return real
+
+
+def extractor_of(trainer: Trainer, data: Any, extractor: nn.Module | str, weights_path: str | None) -> nn.Module:
+    """The extractor; where there are several processes, a node's first one downloads what the others read.
+
+    ``auto`` is the data set's own of those that come with the package, else ``inception``.
+    """
+    if isinstance(extractor, nn.Module):
+        return extractor.eval().requires_grad_(False)
+    name, net = extractor, None
+    if name == "auto":
+        own = "lenet_" + re.sub("(?<=[a-z])(?=[A-Z])", "_", getattr(data, "name", "")).lower()
+        name = own if own in shipped() else "inception"
+    with forked_rng(0):  # a network is drawn before its weights are read
+        try:
+            if trainer.local_rank == 0:
+                net = load_extractor(name, weights_path)
+        finally:
+            trainer.strategy.barrier("extractor")
+        return net or load_extractor(name, weights_path)

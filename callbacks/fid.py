@@ -1,10 +1,9 @@
 """Fréchet distance and its kin between a model's samples and real images."""
 
 import math
-import re
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -13,8 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from callbacks._first_batch import FirstBatch
-from callbacks._reference import FeatureCollector, reference_statistics
-from lit_generative.features import load_extractor, shipped
+from callbacks._reference import FeatureCollector, extractor_of, reference_statistics
 from lit_generative.images import to_uint8
 from lit_generative.metrics import Gaussian, density_coverage, frechet_distance, kernel_distance, precision_recall
 from lit_generative.protocols import Samples, require
@@ -49,6 +47,9 @@ class FID(FirstBatch):
         TypeError: The model cannot sample, or the data cannot give their images.
         ValueError: An option does not fit, or the extractor's weights cannot be had.
     """
+
+    protocol: ClassVar[type] = Samples
+    subject, noun = "", "samples"  # what of the model is looked at: part of the metrics' names, and in words
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class FID(FirstBatch):
         if stage == "predict":
             return
         try:
-            require(pl_module, Samples, self)
+            require(pl_module, self.protocol, self)
             data: Any = getattr(trainer, "datamodule", None)
             from_file = self.reference not in ("train", "test")
             if not from_file and not (hasattr(data, "stored") and hasattr(data, "convert")):
@@ -95,17 +96,18 @@ class FID(FirstBatch):
                     f"FID needs a datamodule that gives its images (`stored`, `convert`), but {type(data).__name__} "
                     f"does not: give statistics of the real images as reference, an .npz with mu and sigma"
                 )
-            net = self._load(trainer, data)
+            net = extractor_of(trainer, data, self.extractor, self.weights_path)
         except (TypeError, ValueError) as error:
             if self.strict:
                 raise
             rank_zero_info(f"no Fréchet distance: {error}")
             return
         self.name = str(getattr(net, "name", type(net).__name__.lower()))
-        same = [c for c in trainer.callbacks if isinstance(c, FID) and c.net is not None]  # type: ignore[attr-defined]
+        self.metric = f"{self.subject}{self.name}"
+        same = [c for c in trainer.callbacks if type(c) is type(self) and c.net is not None]  # type: ignore[attr-defined]
         if any(c.name == self.name for c in same):
-            raise ValueError(f"two FID callbacks have the extractor {self.name}: leave one out")
-        self._first = not same  # the one whose precision, recall, ... are logged
+            raise ValueError(f"two {type(self).__name__} callbacks have the extractor {self.name}: leave one out")
+        self._first = not same and not self.subject  # the one whose precision, recall, ... are logged
         self.net = net
         shape: Any = getattr(data, "image_shape", None) or pl_module.image_shape
         self.dims = net.cpu()(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1]
@@ -116,13 +118,13 @@ class FID(FirstBatch):
                     f"{self.reference} has {len(self._real.mean)} features, but {self.name} gives {self.dims}: "
                     "choose the extractor that the statistics were made with"
                 )
-        if self.num_samples < self.dims:
+        if not self.subject and self.num_samples < self.dims:
             rank_zero_warn(
                 f"fid_{self.name}: {self.num_samples} samples are fewer than the {self.dims} features: the distance is "
                 "biased upwards; compare it with distances at the same number only, or raise num_samples"
             )
         for callback in trainer.callbacks if stage == "fit" else []:  # type: ignore[attr-defined]
-            if isinstance(callback, ModelCheckpoint) and callback.monitor == f"val/fid_{self.name}":
+            if isinstance(callback, ModelCheckpoint) and callback.monitor == f"val/fid_{self.metric}":
                 n = self.every_n_epochs
                 if not n or callback._every_n_epochs < 1 or callback._every_n_epochs % n:
                     raise ValueError(
@@ -130,22 +132,6 @@ class FID(FirstBatch):
                         f"{f'every {n} epochs' if n else 'in test only'}: set --checkpoint.every_n_epochs {n or 1}, "
                         "and every_n_epochs of FID to a divisor of it"
                     )
-
-    def _load(self, trainer: Trainer, data: Any) -> nn.Module:
-        """The extractor; where there are several processes, a node's first one downloads what the others read."""
-        if isinstance(self.extractor, nn.Module):
-            return self.extractor.eval().requires_grad_(False)
-        name, net = self.extractor, None
-        if name == "auto":
-            own = "lenet_" + re.sub("(?<=[a-z])(?=[A-Z])", "_", getattr(data, "name", "")).lower()
-            name = own if own in shipped() else "inception"
-        with forked_rng(0):  # a network is drawn before its weights are read
-            try:
-                if trainer.local_rank == 0:
-                    net = load_extractor(name, self.weights_path)
-            finally:
-                trainer.strategy.barrier("extractor")
-            return net or load_extractor(name, self.weights_path)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.net is not None:
@@ -205,9 +191,9 @@ class FID(FirstBatch):
             return
         fake, self._fake = self._fake.compute(), None
         broken = int(trainer.strategy.reduce(torch.tensor(self._broken, device=pl_module.device), reduce_op="sum"))
-        metrics = {f"fid_{self.name}": math.inf}
+        metrics = {f"fid_{self.metric}": math.inf}
         if broken:
-            rank_zero_warn(f"{broken} samples hold NaN or infinite values: fid_{self.name} counts as infinite")
+            rank_zero_warn(f"{broken} {self.noun} hold NaN or infinite values: fid_{self.metric} counts as infinite")
         elif trainer.is_global_zero:
             metrics = self._measure(fake, everything=stage == "test")
         if trainer.is_global_zero:
@@ -223,11 +209,11 @@ class FID(FirstBatch):
 
     def _measure(self, fake: Gaussian, everything: bool) -> dict[str, float]:
         assert self._real is not None
-        metrics = {f"fid_{self.name}": frechet_distance(self._real, fake)}
+        metrics = {f"fid_{self.metric}": frechet_distance(self._real, fake)}
         x, y = self._neighbours(fake), self._neighbours(self._real)
         if everything and min(len(x), len(y)) > DENSITY_K:
             kid, deviation = kernel_distance(x, y)
-            metrics |= {f"kid_{self.name}": kid, f"kid_{self.name}_std": deviation}
+            metrics |= {f"kid_{self.metric}": kid, f"kid_{self.metric}_std": deviation}
             if self._first:
                 metrics |= dict(zip(("precision", "recall"), precision_recall(x, y, k=3), strict=True))
                 metrics |= dict(zip(("density", "coverage"), density_coverage(x, y, k=DENSITY_K), strict=True))
@@ -239,21 +225,23 @@ class FID(FirstBatch):
         source = (
             f"{real.n:,} {self.reference} images, 8-bit, not augmented" if known else f"statistics {self.reference}"
         )
-        text = f"fid_{self.name}: {fake.n:,} samples, rounded to 8 bits, against {source}; features: {self.name}"
+        text = f"fid_{self.metric}: {fake.n:,} {self.noun}, rounded to 8 bits, against {source}; features: {self.name}"
         if preparation := getattr(self.net, "preparation", ""):
             text += f", {preparation}"
-        text += f"; noise: seed {self.seed}, {self.batch_size} at a time"
+        text += self._origin()
         x, y = len(self._neighbours(fake)), len(self._neighbours(real))
         if not everything and not self._protocol:
             rank_zero_info(text)
         elif everything and min(x, y) > DENSITY_K:
-            text += (
-                f"; KID: 100 subsets of {min(1000, x, y)}; precision, recall (k = 3), density, coverage "
-                f"(k = {DENSITY_K}): {x:,} samples, {y:,} images"
-            )
+            text += f"; KID: 100 subsets of {min(1000, x, y)}"
+            if self._first:
+                text += f"; precision, recall (k = 3), density, coverage (k = {DENSITY_K}): {x:,} samples, {y:,} images"
         elif everything:
             text += "; no KID, precision, recall, density or coverage: these need vectors of both sides"
         self._protocol = text
+
+    def _origin(self) -> str:
+        return f"; noise: seed {self.seed}, {self.batch_size} at a time"
 
     def describe_test(self) -> str:
         """The protocol of the numbers."""

@@ -3,6 +3,8 @@
 from datamodules.base import ImageData
 from datamodules.cifar10 import CIFAR10
 from datamodules.files import DataError
+from datamodules.image_folder import ImageFolder
 from datamodules.mnist import KMNIST, MNIST, FashionMNIST
+from datamodules.sprites import Sprites
 
-__all__ = ["CIFAR10", "KMNIST", "MNIST", "DataError", "FashionMNIST", "ImageData"]
+__all__ = ["CIFAR10", "KMNIST", "MNIST", "DataError", "FashionMNIST", "ImageData", "ImageFolder", "Sprites"]

@@ -52,7 +52,7 @@ class ImageData(LightningDataModule):
 
     name: str  # the class's
     # The facts of a data set, given by its class:
-    shape: ClassVar[tuple[int, int, int]]  # (C, H, W) as stored
+    shape: tuple[int, int, int]  # (C, H, W) as stored
     num_classes: ClassVar[int] = 10
     val_share: ClassVar[int] = 6  # one training image in this many is for validation, by default
     files: ClassVar[dict[Split, tuple[str, ...]]]  # names without .gz
@@ -89,12 +89,12 @@ class ImageData(LightningDataModule):
         if resize == "pad" and size < stored:
             raise DataError(f"{self.name}: cannot pad {stored} pixels to {size}; use resize='resize'")
         self.batch_size, self.val_size, self.seed = batch_size, val_size, seed
-        self.resize, self.binarize, self.random_flip = resize, binarize, random_flip
-        self.mutation = mutation
+        self.resize, self.binarize, self.random_flip, self.mutation = resize, binarize, random_flip, mutation
         self.download, self.bundled = download, bundled
         self.image_shape = (self.shape[0], size, size)
         self.levels = 256 if binarize == "none" else 2
-        self._sets: dict[str, tuple[Tensor, Tensor]] = {}  # "train", "val", "test", as `read` gives them
+        self._sets: dict[str, tuple[Tensor, Tensor]] = {}  # "train", "val", "test", as `read` gives them; and which of
+        self._rows: dict[str, Tensor] = {}  # these images are in the set, if not all
         self._told_of_bundle = False
 
     @property
@@ -168,12 +168,8 @@ class ImageData(LightningDataModule):
         """Load what the stage needs ("fit", "validate", "test", "predict"; None: everything), once."""
         if stage in ("fit", "validate", None) and "train" not in self._sets:
             images, labels = self.stored("train")
-            images, count = self.convert(images), len(images)
-            held_out = count // self.val_share if self.val_size is None else self.val_size
-            if held_out >= count:
-                raise DataError(f"{self.name}: val_size={held_out} leaves none of {count} images to train on")
-            order = torch.randperm(count, generator=Generator().manual_seed(self.seed))
-            train, val = order[held_out:], order[:held_out]
+            images = self.convert(images)
+            train, val = self._split(len(images))
             self._sets["train"], self._sets["val"] = (images[train], labels[train]), (images[val], labels[val])
             if self.binarize == "static":
                 self._redraw("train", bernoulli)
@@ -184,6 +180,14 @@ class ImageData(LightningDataModule):
         if stage in ("test", "predict", None) and "test" not in self._sets:
             images, labels = self.stored("test")
             self._sets["test"] = self.as_test(images), labels
+
+    def _split(self, count: int) -> tuple[Tensor, Tensor]:
+        """Of so many training images the numbers of those to train on, and of those held out."""
+        held_out = count // self.val_share if self.val_size is None else self.val_size
+        if held_out >= count:
+            raise DataError(f"{self.name}: val_size={held_out} leaves none of {count} images to train on")
+        order = torch.randperm(count, generator=Generator().manual_seed(self.seed))
+        return order[held_out:], order[:held_out]
 
     def _redraw(self, name: str, draw: Callable[[Tensor, Generator], Tensor]) -> None:
         images, labels = self._sets[name]
@@ -209,24 +213,23 @@ class ImageData(LightningDataModule):
     # ---- loaders
 
     def train_dataloader(self) -> TensorLoader:
-        count, least = len(self._sets["train"][0]), self.batch_size * self._ranks()[1]
-        if count < least:
-            raise DataError(f"{self.name}: {count} training images, fewer than batch_size * processes = {least}")
-        return self._loader("train")
+        loader, least = self._loader("train"), self.batch_size * self._ranks()[1]
+        if loader.count < least:
+            raise DataError(f"{self.name}: {loader.count} training images, fewer than batch_size * processes = {least}")
+        return loader
 
     def val_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        return self._loader("val") if len(self._sets["val"][0]) else []
+        loader = self._loader("val")
+        return loader if loader.count else []
 
     def test_dataloader(self) -> TensorLoader:
         return self._loader("test")
 
-    def predict_dataloader(self) -> TensorLoader:
-        return self._loader("test")
+    predict_dataloader = test_dataloader
 
     def _loader(self, name: str) -> TensorLoader:
-        training = name == "train"
+        training, (rank, world_size) = name == "train", self._ranks()
         overfitting = getattr(self.trainer, "overfit_batches", 0) > 0  # wants the same batches every epoch
-        rank, world_size = self._ranks()
         return TensorLoader(
             *self._sets[name],
             self.batch_size,
@@ -238,6 +241,7 @@ class ImageData(LightningDataModule):
             random_flip=training and self.random_flip,
             mutation=self.mutation if training else 0.0,
             binarize=training and self.binarize == "dynamic",
+            rows=self._rows.get(name),
         )
 
     def _ranks(self) -> tuple[int, int]:
@@ -246,8 +250,7 @@ class ImageData(LightningDataModule):
     def describe_test(self) -> str:
         """The test images in one line, for the protocol that is printed with every number."""
         source = " (bundled subset)" if self._told_of_bundle else ""
-        change = describe(self.shape, self.image_shape, self.resize)
-        size = self.image_shape[-1]
+        change, size = describe(self.shape, self.image_shape, self.resize), self.image_shape[-1]
         pixels = "8-bit" if self.binarize == "none" else "binarised once by a fixed seed"
         return f"test images of {self.name}{source}, {size}x{size}{change and ', ' + change}, {pixels}"
 

@@ -57,11 +57,11 @@ class TensorLoader:
         random_flip: mirror each image with probability 1/2, drawn anew every epoch.
         mutation: replace this share of pixels every epoch, see `mutate`.
         binarize: draw each pixel anew every epoch (dynamic binarisation), see `bernoulli`.
+        rows: indices of the images that make up the set, where ``images`` holds more.
 
     Yields ``(x, c)``: x uint8 ``(B, C, H, W)``, c int64 ``(B,)``.
 
-    Memory: ``random_flip`` keeps a mirrored copy beside the images (mirroring a batch costs more than
-    fetching it); ``mutation`` and ``binarize`` draw all of them anew as an epoch starts, into one more copy (two while
+    Memory: ``mutation`` and ``binarize`` draw all of them anew as an epoch starts, into one more copy (two while
     Lightning still holds the last epoch's iterator). Every rank draws the whole set, so that the draw of
     an image depends neither on the rank nor on the batch size.
     """
@@ -80,13 +80,16 @@ class TensorLoader:
         random_flip: bool = False,
         mutation: float = 0.0,
         binarize: bool = False,
+        rows: Tensor | None = None,
     ) -> None:
+        if rows is not None and (mutation or binarize):
+            raise ValueError("rows cannot be chosen among images that are drawn anew every epoch")
         if len(images) != len(labels) or batch_size < 1 or not 0 <= rank < world_size:
             sizes = f"{len(images)} images, {len(labels)} labels, batch_size {batch_size}"
             raise ValueError(f"these do not fit: {sizes}, rank {rank} of {world_size}")
-        self.count = len(images)
-        self.images = torch.cat([images, images.flip(-1)]) if random_flip else images  # image i mirrored: i + count
-        self.labels = torch.cat([labels, labels]) if random_flip else labels
+        self.images, self.labels = images, labels
+        self.rows = rows
+        self.count = len(images) if rows is None else len(rows)
         self.batch_size = batch_size
         self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
         self.rank, self.world_size = rank, world_size
@@ -129,12 +132,16 @@ class TensorLoader:
         batches = self._order(generator).split(self.batch_size)
         images = mutate(self.images, generator, self.mutation) if self.mutation else self.images
         images = bernoulli(images, generator) if self.binarize else images
-        rows = images.flatten(1)  # index_select copies rows of a matrix fastest
+        flat = images.flatten(1)  # index_select copies rows of a matrix fastest
         shape = (-1, *images.shape[1:])
         for position in range(start, len(self)):
             self.position = position + 1  # before the yield: nobody asks for more after the last batch
-            index = batches[position]
-            yield rows.index_select(0, index).view(shape), self.labels.index_select(0, index)
+            mirrored, index = batches[position] >= self.count, batches[position] % self.count
+            index = index if self.rows is None else self.rows[index]
+            x = flat.index_select(0, index).view(shape)
+            if self.random_flip:
+                x[mirrored] = x[mirrored].flip(-1)
+            yield x, self.labels.index_select(0, index)
 
     def _generator(self) -> Generator:
         # torch's generator keeps only 32 bits of its seed; SeedSequence mixes both numbers into them
@@ -142,7 +149,7 @@ class TensorLoader:
         return Generator().manual_seed(int(mixed[0]))
 
     def _order(self, generator: Generator) -> Tensor:
-        """The rows of ``images`` that this rank fetches in this epoch, in order."""
+        """The numbers of the images that this rank fetches in this epoch, in order; plus ``count`` if mirrored."""
         order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
         if self.random_flip:
             order += self.count * torch.randint(0, 2, order.shape, generator=generator)

@@ -54,14 +54,15 @@ class Adversarial(GenerativeModel):
         n_critic: Steps of the discriminator to one of the generator.
         accumulate: Batches, of equal size, whose gradients make one step; the last step of an epoch may have fewer.
         clip: Norm to which either network's gradients are clipped; 0: not at all.
+        rest: Arguments of the other class, where a model is a game and something else (``class M(Adversarial, VAE)``).
     """
 
     generator: nn.Module
     discriminator: nn.Module
-    monitor = None  # a game has no loss to choose by
+    monitor: str | None = None  # a game has no loss to choose by
 
-    def __init__(self, n_critic: int = 1, accumulate: int = 1, clip: float = 0.0) -> None:
-        super().__init__()
+    def __init__(self, n_critic: int = 1, accumulate: int = 1, clip: float = 0.0, **rest: Any) -> None:
+        super().__init__(**rest)
         if min(n_critic, accumulate) < 1 or clip < 0:
             raise ValueError(f"n_critic {n_critic} and accumulate {accumulate} start at 1, clip {clip} at 0")
         self.automatic_optimization = False
@@ -190,12 +191,6 @@ class Adversarial(GenerativeModel):
             self.discriminator.get_parameter(name).grad = gradient.to(self.device)
         self._begun = {}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """A game has no loss to validate by; callbacks look at the samples."""
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As `validation_step`."""
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["adversarial_steps"] = [self.discriminator_steps, self.generator_steps, self.images_seen]
@@ -242,6 +237,12 @@ class GAN(Adversarial):
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
         """How little the discriminator thinks of each image, ``(B,)``. Not a likelihood."""
         return {"discriminator": -self.discriminator(to_symmetric(x)).float()}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """A game has no loss to validate by; callbacks look at the samples."""
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As `validation_step`."""
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`ood_scores` of every image, with its label ``c``."""

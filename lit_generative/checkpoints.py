@@ -57,19 +57,22 @@ def find_class(path: str, base: type) -> type:
 
 def model_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint says of its model, as the CLI writes it: ``{"class_path": ..., "init_args": ...}``."""
-    arguments = inspect.signature(find_class(checkpoint["class_path"], LightningModule)).parameters
     saved = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    return _described(find_class(checkpoint["class_path"], LightningModule), checkpoint["class_path"], saved)
+
+
+def _described(cls: type, path: str, saved: dict[str, Any]) -> dict[str, Any]:
+    arguments = inspect.signature(cls).parameters
     # the hyper-parameters also hold those of parent classes
-    own = {name: value for name, value in saved.items() if name in arguments}
-    return {"class_path": checkpoint["class_path"], "init_args": own}
+    return {"class_path": path, "init_args": {name: value for name, value in saved.items() if name in arguments}}
 
 
 def data_config(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     """The same of the data that the model was trained on; None if it was not trained through a datamodule."""
     data = checkpoint.get("data")
-    if data is not None:
-        find_class(data["class_path"], LightningDataModule)
-    return data
+    if data is None:
+        return None
+    return _described(find_class(data["class_path"], LightningDataModule), data["class_path"], data["init_args"])
 
 
 def require_same_shapes(model: torch.nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:

@@ -7,6 +7,7 @@ source image. A model of p(x) ignores ``c``. Callbacks check one of these protoc
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+from torch.distributions import Normal
 
 
 @runtime_checkable
@@ -48,6 +49,13 @@ class HasLatent(Protocol):
 
     def decode(self, z: Tensor) -> Tensor:
         """Map latent points ``(B, ...)`` to images ``(B, C, H, W)`` in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class HasPosterior(Protocol):
+    def q(self, x: Tensor) -> Normal:
+        """The posterior q(z|x) of images, a diagonal Gaussian of batch shape ``(B, latent)``."""
         ...
 
 

@@ -166,6 +166,12 @@ def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
     monkeypatch.setattr("lit_generative.features.Inception", lambda weights_path: made_up)
     recipe = yaml.safe_load(path.read_text())
     recipe["data"]["init_args"] |= {"batch_size": 8, "val_size": 16}
+    if recipe["data"]["class_path"] == "ImageFolder":  # the user's own: of two classes
+        recipe["data"]["init_args"] |= {"data_dir": str(tmp_path / "pictures"), "test_size": 8}
+        for i in range(40):
+            (tmp_path / "pictures" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 8), (6 * i, 100, 0)).save(tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png")
+        recipe["model"]["init_args"]["hidden"] = [4, 4, 8]
     for callback in recipe["trainer"].get("callbacks", []):
         if callback["class_path"] == "FID":
             callback["init_args"] |= {"num_samples": 130, "every_n_epochs": 1}

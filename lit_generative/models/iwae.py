@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from lit_generative.likelihoods import log_mean_exp
-from lit_generative.models.vae import VAE
+from lit_generative.models.vae import VAE, Network
 
 
 class IWAE(VAE):
@@ -24,7 +24,7 @@ class IWAE(VAE):
         self,
         image_shape: tuple[int, int, int] = (1, 28, 28),
         latent: int = 50,
-        network: Literal["mlp", "conv"] = "mlp",
+        network: Network = "mlp",
         hidden: Sequence[int] = (200, 200),
         activation: Literal["ReLU", "Tanh", "SiLU"] = "Tanh",
         likelihood: Literal["bernoulli", "logistic", "gaussian"] = "bernoulli",

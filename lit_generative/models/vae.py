@@ -10,12 +10,14 @@ The importance-weighted bound on log p(x), for evaluation, is Eq. 8 of Burda et 
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from lit_generative.interpolation import arcs
 from lit_generative.likelihoods import (
     LIKELIHOODS,
     Likelihood,
@@ -26,10 +28,17 @@ from lit_generative.likelihoods import (
 from lit_generative.metrics import Moments
 from lit_generative.module import GenerativeModel
 from lit_generative.nn.conv import ConvDecoder, ConvEncoder
+from lit_generative.nn.conv_dense import CONV3, CONV4, DenseConvDecoder, DenseConvEncoder
 from lit_generative.nn.mlp import MLPDecoder, MLPEncoder
 from lit_generative.randomness import forked_rng
 
-NETWORKS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
+Network = Literal["mlp", "conv", "conv3", "conv4"]
+NETWORKS: dict[Network, Any] = {
+    "mlp": (MLPEncoder, MLPDecoder),
+    "conv": (ConvEncoder, ConvDecoder),
+    "conv3": (partial(DenseConvEncoder, layout=CONV3), partial(DenseConvDecoder, layout=CONV3)),
+    "conv4": (partial(DenseConvEncoder, layout=CONV4), partial(DenseConvDecoder, layout=CONV4)),
+}
 
 
 class VAE(GenerativeModel):
@@ -38,7 +47,8 @@ class VAE(GenerativeModel):
     Args:
         image_shape: (C, H, W) of the images.
         latent: Dimensions of z.
-        network: Encoder and decoder: fully connected, or one 3x3 convolution of stride 2 per entry of ``hidden``.
+        network: Encoder and decoder: fully connected, or one 3x3 convolution of stride 2 per entry of ``hidden``; or
+            ``conv3``, ``conv4``: convolutions of that kernel with batch norm, and a dense layer, the last entry.
         hidden: Widths of the encoder's layers (channels for ``conv``); the decoder mirrors them.
         activation: Nonlinearity between layers, a class of ``torch.nn``.
         likelihood: ``bernoulli`` for binarised pixels, ``logistic`` or ``gaussian`` (discretised) for 8-bit ones.
@@ -55,7 +65,7 @@ class VAE(GenerativeModel):
         self,
         image_shape: tuple[int, int, int] = (1, 28, 28),
         latent: int = 10,
-        network: Literal["mlp", "conv"] = "mlp",
+        network: Network = "mlp",
         hidden: Sequence[int] = (300, 300),
         activation: Literal["ReLU", "Tanh", "SiLU"] = "ReLU",
         likelihood: Literal["bernoulli", "logistic", "gaussian"] = "logistic",
@@ -175,6 +185,11 @@ class VAE(GenerativeModel):
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
         """Decode z ~ p(z), without pixel noise, as is usual; ``(n, C, H, W)`` in [0, 1]."""
         return self.decode(torch.randn(n, self.latent, device=self.device))
+
+    @torch.no_grad()
+    def interpolate(self, n: int, steps: int) -> Tensor:
+        """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
+        return self.decode(arcs(torch.randn(2, n, self.latent, device=self.device), steps))
 
     # -- Lightning ---------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Fully connected encoder and decoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ def zero(layer: nn.Linear | nn.Conv2d) -> None:
         nn.init.zeros_(parameter)
 
 
-def mlp(sizes: Sequence[int], activation: type[nn.Module], zero_last: bool = False) -> nn.Sequential:
+def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module], zero_last: bool = False) -> nn.Sequential:
     """Linear layers of the given sizes with an activation between them, none after the last, which may start at 0."""
     layers: list[nn.Module] = []
     for i, o in pairwise(sizes):

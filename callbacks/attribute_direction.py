@@ -1,0 +1,73 @@
+"""The direction of an attribute in a latent space."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from callbacks._picture import Picture
+from lit_generative.images import from_uint8, grid
+from lit_generative.protocols import HasLatent
+
+
+class AttributeDirection(Picture):
+    """Images of one class with multiples of the difference of two classes' mean latents added: a smile, a heel.
+
+    The means are over training images; the images that are changed are the batch's.
+
+    Args:
+        classes: Labels without and with the attribute; images of the first are shown.
+        steps: Multiples of the difference that are added, one column each.
+        n: Rows.
+        num_images: Training images of each class that the means are taken over, at most.
+    """
+
+    name, protocol = "attribute", HasLatent
+
+    def __init__(
+        self,
+        classes: tuple[int, int] = (0, 1),
+        steps: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3),
+        n: int = 8,
+        num_images: int = 1000,
+        every_n_epochs: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(every_n_epochs, seed)
+        if not steps or min(n, num_images) < 1:
+            raise ValueError(
+                f"AttributeDirection: there must be steps, n and num_images; got {steps}, {n}, {num_images}"
+            )
+        self.classes, self.steps, self.n, self.num_images = tuple(classes), tuple(steps), n, num_images
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "predict":
+            return
+        data: Any = getattr(trainer, "datamodule", None)
+        if not (hasattr(data, "stored") and hasattr(data, "as_test")):
+            raise TypeError(f"AttributeDirection: {type(data).__name__} does not give its images (`stored`, `as_test`)")
+        images, labels = data.stored("train")
+        self._images = []
+        for label in self.classes:
+            (chosen,) = (labels == label).nonzero(as_tuple=True)
+            if not len(chosen):
+                raise ValueError(
+                    f"AttributeDirection: {data.name} has no images of class {label}; it has {labels.unique().tolist()}"
+                )
+            self._images.append(data.as_test(images[chosen[: self.num_images]]))
+
+    def draw(self, model: Any, batch: Any) -> Tensor:
+        without, with_it = (self._mean(model, images) for images in self._images)
+        x, c = batch
+        x = torch.cat([x[c == self.classes[0]], x[c != self.classes[0]]])[: self.n]
+        z = model.encode(x)
+        added = torch.tensor(self.steps, device=z.device, dtype=z.dtype)[:, None] * (with_it - without).flatten()
+        codes = (z.flatten(1)[:, None] + added).flatten(0, 1).unflatten(1, z.shape[1:])
+        return grid(model.decode(codes), len(self.steps))
+
+    def _mean(self, model: Any, images: Tensor) -> Tensor:
+        chunks = [model.encode(from_uint8(chunk.to(model.device))).sum(0) for chunk in images.split(128)]
+        return torch.stack(chunks).sum(0) / len(images)

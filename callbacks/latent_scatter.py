@@ -1,0 +1,51 @@
+"""Where images lie in a latent space."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from callbacks._every_batch import EveryBatch
+from callbacks._logging import log_image, run_folder
+from callbacks._plots import scatter
+from lit_generative.protocols import HasLatent, require
+
+
+class LatentScatter(EveryBatch):
+    """Latents of all images of a validation or test, coloured by label: the two dimensions, or principal components.
+
+    Args:
+        num_images: Points drawn, at most.
+        every_n_epochs: In validation; 0: in test only.
+        seed: Of the choice of points.
+    """
+
+    def __init__(self, num_images: int = 5000, every_n_epochs: int = 1, seed: int = 0) -> None:
+        if num_images < 1 or every_n_epochs < 0:
+            raise ValueError(
+                f"LatentScatter: num_images starts at 1, every_n_epochs at 0; got {num_images}, {every_n_epochs}"
+            )
+        self.num_images, self.every_n_epochs, self.seed = num_images, every_n_epochs, seed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        require(pl_module, HasLatent, self)
+
+    def keep(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
+        z = model.encode(x).flatten(1)
+        label = c if c.ndim == 1 else torch.zeros(len(x), device=x.device)  # an image as condition has no colour
+        return torch.cat([z, label[:, None].to(z)], 1)
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule, stage: str, rows: Tensor) -> None:
+        z, label = rows[:, :-1], rows[:, -1].long()
+        names = ["z_0", "z_1"]
+        if z.shape[1] > 2:
+            z = z - z.mean(0)
+            _, deviations, directions = torch.linalg.svd(z, full_matrices=False)
+            shares = deviations.square() / deviations.square().sum().clamp(min=1e-30)
+            z = z @ directions[:2].T
+            names = [f"principal component {i + 1} ({100 * float(shares[i]):.0f} %)" for i in range(2)]
+        elif z.shape[1] == 1:
+            z, names = torch.cat([z, torch.zeros_like(z)], 1), ["z_0", ""]
+        chosen = torch.randperm(len(z))[: self.num_images]
+        log_image(trainer, run_folder(trainer), "scatter", scatter(z[chosen], label[chosen], names))

@@ -1,0 +1,89 @@
+"""Fréchet distance between reconstructions and real images."""
+
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from callbacks._reference import FeatureCollector
+from callbacks.fid import FID
+from lit_generative.images import to_uint8
+from lit_generative.protocols import Reconstructs
+from lit_generative.randomness import forked_rng
+
+
+class ReconstructionFID(FID):
+    """Log ``fid_reconstructions_<extractor>`` and its KID: all images of a test, encoded and decoded, against real.
+
+    What an auto-encoder loses on the way, apart from what its prior misses: `FID` with the same ``reference`` beside it
+    has both. Arguments are those of :class:`FID`.
+    """
+
+    protocol = Reconstructs
+    subject, noun = "reconstructions_", "reconstructions"
+
+    def __init__(
+        self,
+        extractor: nn.Module | str = "auto",
+        weights_path: str | None = None,
+        every_n_epochs: int = 0,
+        reference: Literal["train", "test"] | str = "test",
+        neighbours: int = 10_000,
+        batch_size: int = 128,
+        cache_dir: str | None = None,
+        strict: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            extractor,
+            weights_path,
+            every_n_epochs=every_n_epochs,
+            reference=reference,
+            neighbours=neighbours,
+            batch_size=batch_size,
+            cache_dir=cache_dir,
+            strict=strict,
+            seed=seed,
+        )
+
+    def look(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
+        """Called for every batch."""
+        if self.net is None:
+            return
+        if self._fake is None:
+            keep = self._kept if trainer.testing else self.dims
+            self._fake = FeatureCollector(self.net, self.dims, keep, pl_module.device)
+            self._broken = self._seen = 0
+        x, c = batch
+        with forked_rng(self.seed, pl_module.device):
+            x = pl_module.reconstruct(x, c)
+        self._broken += int((~x.isfinite()).flatten(1).any(1).sum())
+        self._fake.add(to_uint8(x), self._seen * trainer.world_size + trainer.global_rank, trainer.world_size)
+        self._seen += len(x)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if dataloader_idx == 0 and self.due(trainer):
+            self.look(trainer, pl_module, batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if dataloader_idx == 0:
+            self.look(trainer, pl_module, batch)
+
+    def _origin(self) -> str:
+        return ""

@@ -1,0 +1,135 @@
+"""Images decoded once into a file that is mapped into memory: as many as the disk holds, at the speed of memory."""
+
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from datamodules.files import DataError
+
+AT_ONCE = 1024  # images between disk and disk
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def decode(path: Path, size: int, channels: int) -> np.ndarray:
+    """An image of any size and mode as levels ``(channels, size, size)``: turned upright, scaled, cut in its middle.
+
+    Raises:
+        ValueError: It cannot be read; the message is the reason.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16 bits, of which conversion would clip all but the lowest
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = image.convert("RGB" if channels == 3 else "L")
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error).replace(str(path), "it")) from error
+    levels = np.asarray(image)
+    return np.ascontiguousarray(levels.transpose(2, 0, 1) if channels == 3 else levels[None])
+
+
+def cached(
+    paths: Sequence[Path],
+    shape: tuple[int, int, int],
+    read: Callable[[Path], np.ndarray],
+    recipe: str,
+    folder: Path,
+    skip_broken: bool = False,
+) -> tuple[Tensor, list[int]]:
+    """All images, uint8 ``(N, *shape)``, mapped from a file in ``folder``, and the indices of those that could be read.
+
+    The file is made by ``read``, which gives one image or raises ValueError, and made anew when one of the ``paths``
+    comes, goes or changes (size or time). ``recipe`` says what ``read`` does: each has a file of its own.
+
+    Raises:
+        DataError: Images cannot be read, and are not to be skipped; or the file cannot be written.
+    """
+    where = os.path.commonpath([path.parent.absolute() for path in paths])
+    name = f"{Path(where).name}-{_digest(where, recipe, shape)}"
+    key = _digest(*((str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths))
+    data, facts = folder / f"{name}.npy", folder / f"{name}.json"
+    known = _read_facts(facts)
+    if known.get("key") != key or not data.is_file():
+        rank_zero_info(f"decoding {len(paths):,} images of {where} into {data}, once")
+        known = {"key": key, "broken": _write(paths, shape, read, data)}
+        _replace(facts, [json.dumps(known).encode()])
+    broken = {int(i): reason for i, reason in known["broken"].items()}
+    if broken and not skip_broken:
+        listed = "; ".join(f"{paths[i]} ({reason})" for i, reason in list(broken.items())[:10])
+        raise DataError(
+            f"{len(broken)} of {len(paths)} images cannot be read: {listed}{'; ...' if len(broken) > 10 else ''}. "
+            "Remove or replace them, or set skip_broken to true"
+        )
+    if broken:
+        rank_zero_info(f"left out, because they cannot be read: {', '.join(str(paths[i]) for i in broken)}")
+    try:
+        images = np.load(data, mmap_mode="c")  # private: the file itself is never written to
+    except (OSError, ValueError) as error:
+        raise DataError(f"{data} is damaged ({error}): delete it, it will be made anew") from error
+    return torch.from_numpy(images), [i for i in range(len(paths)) if i not in broken]
+
+
+def _digest(*facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, default=list).encode()).hexdigest()[:16]
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):  # none, or torn: the images are decoded again
+        return {}
+
+
+def _write(
+    paths: Sequence[Path], shape: tuple[int, int, int], read: Callable[[Path], np.ndarray], target: Path
+) -> dict[int, str]:
+    """Decode all images into ``target``, zeros for those that cannot be read; the reasons of these by index."""
+    broken: dict[int, str] = {}
+
+    def attempt(i: int) -> bytes:
+        try:
+            return read(paths[i]).tobytes()
+        except ValueError as error:
+            broken[i] = str(error)
+            return bytes(math.prod(shape))
+
+    def content() -> Iterator[bytes]:
+        header = io.BytesIO()
+        layout = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), *shape)}
+        np.lib.format.write_array_header_1_0(header, layout)
+        yield header.getvalue()
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(paths), AT_ONCE):
+                yield from pool.map(attempt, range(start, min(start + AT_ONCE, len(paths))))
+
+    _replace(target, content())
+    return dict(sorted(broken.items()))
+
+
+def _replace(target: Path, content: Iterable[bytes]) -> None:
+    """Write a file that appears whole or not at all."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as file:
+            try:
+                file.writelines(content)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        os.replace(file.name, target)
+    except OSError as error:
+        raise DataError(f"{target} cannot be written ({error.strerror}): choose another cache_dir") from error

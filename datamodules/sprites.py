@@ -1,0 +1,74 @@
+"""Small sprites of which everything is known: every combination of five factors, drawn here.
+
+In the manner of dSprites (Matthey et al., 2017), smaller: 3 shapes, 4 sizes, 10 orientations, 12 x 12 places.
+"""
+
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from datamodules.base import ImageData, Split
+
+FACTORS = {"shape": 3, "size": 4, "orientation": 10, "x": 12, "y": 12}
+SIDE, RADIUS, FIRST, FINE = 28, 6.0, 8, 3  # pixels; of the largest; least centre; points along a pixel's side
+
+
+def factors() -> Tensor:
+    """The factors of every image, in the images' order, int64 ``(17280, 5)``."""
+    return torch.tensor(list(product(*map(range, FACTORS.values()))))
+
+
+def sprite(shape: int, size: int, orientation: int) -> Tensor:
+    """One sprite, its centre at the pixel (FIRST, FIRST), bool ``(28, 28)``."""
+    points = (torch.arange(SIDE * FINE) + 0.5) / FINE - 0.5 - FIRST
+    y, x = torch.meshgrid(points, points, indexing="ij")
+    angle = torch.tensor(2 * torch.pi * orientation / FACTORS["orientation"])
+    radius = RADIUS * (0.5 + 0.5 * size / (FACTORS["size"] - 1))
+    u = (angle.cos() * x + angle.sin() * y) / radius
+    v = (angle.cos() * y - angle.sin() * x) / radius
+    square = torch.maximum(u.abs(), v.abs()) < 0.75
+    ellipse = u**2 + (2 * v) ** 2 < 1
+    a, b = 1.25 * u, -1.25 * v
+    heart = (a**2 + b**2 - 1) ** 3 < a**2 * b**3
+    inside = (square, ellipse, heart)[shape].float()
+    return inside.unflatten(0, (SIDE, FINE)).unflatten(2, (SIDE, FINE)).mean((1, 3)) >= 0.5
+
+
+@cache
+def draw() -> Tensor:
+    """All images, levels 0 and 255, uint8 ``(17280, 1, 28, 28)``."""
+    still = torch.stack(
+        [sprite(*kind) for kind in product(*(range(FACTORS[f]) for f in ("shape", "size", "orientation")))]
+    )
+    places = product(range(FACTORS["x"]), range(FACTORS["y"]))
+    images = torch.stack([still.roll((y, x), (1, 2)) for x, y in places], 1)  # (120, 144, 28, 28)
+    return images.flatten(0, 1).unsqueeze(1).to(torch.uint8) * 255
+
+
+class Sprites(ImageData):
+    """Labels are the shape: square, ellipse, heart. The test images are all of them, with those trained on.
+
+    ``factors`` holds what each of the test images shows; binarisation changes nothing but the number of levels.
+    """
+
+    shape = (1, SIDE, SIDE)
+    num_classes = 3
+    val_share = 10
+    files: ClassVar[dict[Split, tuple[str, ...]]] = {"train": (), "test": ()}
+
+    def folders(self) -> list[Path]:
+        return []
+
+    def prepare_data(self) -> None:
+        """Nothing is fetched."""
+
+    @property
+    def factors(self) -> Tensor:
+        return factors()
+
+    def stored(self, split: Split) -> tuple[Tensor, Tensor]:
+        return draw(), factors()[:, 0]

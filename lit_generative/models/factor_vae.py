@@ -1,0 +1,129 @@
+r"""Disentangling by factorising (Kim & Mnih, 2018), arXiv:1802.05983.
+
+maximise    E_q[log p(x|z)] - KL(q(z|x) || p(z)) - gamma TC                              Eq. 2
+TC          = KL(q(z) || prod_j q(z_j)) ~= E_q(z)[log D(z) / (1 - D(z))]                 Eq. 3
+D           tells z ~ q(z) from draws whose dimensions were permuted over other images   Algorithms 1 and 2
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.nn import functional as F
+
+from lit_generative.adversarial import Adversarial, Batch
+from lit_generative.models.vae import VAE, Network
+from lit_generative.nn.mlp import mlp
+
+
+def permute_dims(z: Tensor) -> Tensor:
+    """Each latent dimension of ``(B, latent)`` permuted over the batch by itself: a draw of prod_j q(z_j) (Alg. 1)."""
+    order = torch.rand(z.shape, device=z.device).argsort(0)
+    return z.gather(0, order)
+
+
+class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_step returns nothing
+    """A VAE whose aggregate posterior is kept from having dependent dimensions, by a discriminator of latents.
+
+    The paper's two batches are the halves of one: the discriminator compares the first half's z with the second's,
+    permuted. On several devices each permutes its own.
+
+    Args:
+        gamma: Weight of the total correlation.
+        units: Width of the discriminator's hidden layers.
+        layers: How many it has.
+        lr_discriminator: Its learning rate (Adam, betas 0.5 and 0.9); ``lr`` is the VAE's.
+        accumulate: Batches whose gradients make one step.
+        clip: Norm to which gradients are clipped; 0: not at all. The other arguments are those of :class:`VAE`.
+    """
+
+    monitor = "val/loss"  # that of the bound
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        latent: int = 10,
+        network: Network = "mlp",
+        hidden: Sequence[int] = (300, 300),
+        activation: Literal["ReLU", "Tanh", "SiLU"] = "ReLU",
+        likelihood: Literal["bernoulli", "logistic", "gaussian"] = "logistic",
+        lr: float = 1e-3,
+        decay_from: float = 1.0,
+        kl_warmup: int = 0,
+        free_bits: float = 0.0,
+        test_k: Sequence[int] = (5, 50, 150),
+        gamma: float = 10.0,
+        units: int = 1000,
+        layers: int = 6,
+        lr_discriminator: float = 1e-4,
+        accumulate: int = 1,
+        clip: float = 0.0,
+    ) -> None:
+        if gamma < 0 or min(units, layers) < 1:
+            raise ValueError(f"gamma starts at 0, units and layers at 1; got {gamma}, {units}, {layers}")
+        super().__init__(
+            accumulate=accumulate,
+            clip=clip,
+            image_shape=image_shape,
+            latent=latent,
+            network=network,
+            hidden=hidden,
+            activation=activation,
+            likelihood=likelihood,
+            lr=lr,
+            decay_from=decay_from,
+            kl_warmup=kl_warmup,
+            free_bits=free_bits,
+            test_k=test_k,
+        )
+        self.gamma, self.lr_discriminator = gamma, lr_discriminator
+        self.discriminator = mlp([latent, *[units] * layers, 1], lambda: nn.LeakyReLU(0.2))
+
+    @property
+    def generator(self) -> nn.Module:  # type: ignore[override]
+        """What plays against the discriminator: encoder and decoder."""
+        return nn.ModuleList([self.encoder, self.decoder])
+
+    # -- objective ---------------------------------------------------------------------------------
+
+    def generate(self, batch: Batch) -> Tensor:
+        """Mean, deviation and a draw of q(z|x), ``(3, B, latent)``."""
+        q = self.q(batch[0])
+        return torch.stack([q.loc, q.scale, q.rsample()])
+
+    def log_ratio(self, z: Tensor) -> Tensor:
+        """The discriminator's log D(z) / (1 - D(z)): its estimate of log q(z) / prod_j q(z_j), ``(B,)``."""
+        return self.discriminator(z).squeeze(-1).float()
+
+    def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+        joint, other = fake[2].tensor_split(2)
+        of_joint, of_product = self.log_ratio(joint), self.log_ratio(permute_dims(other))
+        loss = (F.softplus(-of_joint).mean() + F.softplus(of_product).mean()) / 2
+        right = ((of_joint > 0).float().mean() + (of_product < 0).float().mean()) / 2
+        return {"loss_discriminator": loss, "discriminator_accuracy": right}
+
+    def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+        mu, sigma, z = fake
+        reconstruction = -self.p(z).log_prob(batch[0])
+        kl = self.kl(Normal(mu, sigma, validate_args=False))
+        tc = self.log_ratio(z).mean()
+        bound = (reconstruction + self.kl_weight * self.penalised(kl)).mean()
+        terms = {"reconstruction": reconstruction.mean(), "kl": kl.sum(-1).mean()}
+        return {"loss": bound + self.gamma * tc, "elbo": -sum(terms.values(), torch.zeros_like(tc)), **terms, "tc": tc}
+
+    # -- Lightning ---------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and getattr(getattr(self.trainer, "datamodule", None), "batch_size", 2) < 2:
+            raise ValueError("FactorVAE permutes latents over a batch: set --data.batch_size to 2 or more")
+
+    def configure_optimizers(self) -> Any:
+        # fused optimisers cannot be clipped in half precision
+        vae = torch.optim.Adam(self.generator.parameters(), self.lr, fused=not self.clip)
+        critic = torch.optim.Adam(
+            self.discriminator.parameters(), self.lr_discriminator, (0.5, 0.9), fused=not self.clip
+        )
+        return [self.with_decay(vae, self.decay_from), self.with_decay(critic, self.decay_from)]
