@@ -63,6 +63,7 @@ class ImageFolder(ImageData):
         self.test_size, self.skip_broken = test_size, skip_broken
         self.cache = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "images"
         self.classes: list[str] = []  # by label; empty in a flat folder
+        self._opened: tuple[Tensor, Tensor, dict[Split, Tensor]] | None = None
 
     # ---- files
 
@@ -71,7 +72,9 @@ class ImageFolder(ImageData):
         self._open()
 
     def _open(self) -> tuple[Tensor, Tensor, dict[Split, Tensor]]:
-        """All images, mapped, their labels, and the numbers of those in each split."""
+        """All images, mapped, their labels, and the numbers of those in each split; looked for once."""
+        if self._opened is not None:
+            return self._opened
         found, splits = self._find()
         paths = [path for path, _ in found]
         size, channels = self.image_shape[-1], self.image_shape[0]
@@ -82,7 +85,8 @@ class ImageFolder(ImageData):
         good = torch.zeros(len(paths), dtype=torch.bool)
         good[whole] = True
         numbers = {split: rows[good[rows]] for split, rows in splits.items()}
-        return images, torch.tensor([label for _, label in found]), numbers
+        self._opened = images, torch.tensor([label for _, label in found]), numbers
+        return self._opened
 
     def _find(self) -> tuple[list[tuple[Path, int]], dict[Split, Tensor]]:
         root = self.data_dir
