@@ -69,7 +69,7 @@ def run(name, value, recipe, output, further):
             "run",
         ]
         subprocess.run([*map(str, [*train, *fit]), *further], check=True)
-        (checkpoint,) = sorted(folder.glob("run/version_*/checkpoints/best.ckpt"))[-1:]
+        checkpoint = max(folder.glob("run/version_*/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
         test = ["test", "--ckpt_path", checkpoint, "--config", ROOT / "configs" / "evaluate_latents.yaml"]
         subprocess.run(list(map(str, [*train, *test])), check=True)
         found = list(folder.glob("**/results.json"))

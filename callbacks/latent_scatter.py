@@ -37,15 +37,16 @@ class LatentScatter(EveryBatch):
         return torch.cat([z, label[:, None].to(z)], 1)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule, stage: str, rows: Tensor) -> None:
+        rows = rows[rows.isfinite().all(1)]  # a model may have diverged
+        rows = rows[torch.randperm(len(rows))[: self.num_images]]
         z, label = rows[:, :-1], rows[:, -1].long()
         names = ["z_0", "z_1"]
-        if z.shape[1] > 2:
+        if z.shape[1] > 2 and len(z) > 1:
             z = z - z.mean(0)
-            _, deviations, directions = torch.linalg.svd(z, full_matrices=False)
-            shares = deviations.square() / deviations.square().sum().clamp(min=1e-30)
-            z = z @ directions[:2].T
+            _, deviations, directions = torch.pca_lowrank(z, min(6, *z.shape), center=False, niter=4)
+            shares = deviations.square() / z.square().sum().clamp(min=1e-30)
+            z = z @ directions[:, :2]
             names = [f"principal component {i + 1} ({100 * float(shares[i]):.0f} %)" for i in range(2)]
         elif z.shape[1] == 1:
             z, names = torch.cat([z, torch.zeros_like(z)], 1), ["z_0", ""]
-        chosen = torch.randperm(len(z))[: self.num_images]
-        log_image(trainer, run_folder(trainer), "scatter", scatter(z[chosen], label[chosen], names))
+        log_image(trainer, run_folder(trainer), "scatter", scatter(z, label, names))

@@ -47,7 +47,7 @@ class PosteriorStatistics(EveryBatch):
         count, chosen = len(rows), torch.randperm(len(rows))[: self.num_images]
         metrics: dict[str, Any] = {}
         if count > 1:
-            q = Normal(mu[chosen], sigma[chosen])
+            q = Normal(mu[chosen], sigma[chosen], validate_args=False)  # a model may have diverged
             metrics |= kl_decomposition(q, q.sample(), count)
             if stage == "val":  # in test the model says so itself
                 metrics["active_units"] = (mu.var(0) > 0.01).sum().float()

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", "
 
 
 def decode(path: Path, size: int, channels: int) -> np.ndarray:
-    """An image of any size and mode as levels ``(channels, size, size)``: turned upright, scaled, cut in its middle.
+    """An image of any size and mode as levels ``(channels, size, size)``: upright, on white, scaled, its middle.
 
     Raises:
         ValueError: It cannot be read; the message is the reason.
@@ -32,8 +31,13 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits, of which conversion would clip all but the lowest
+            if image.mode in ("I", "F"):
+                raise ValueError("it has pixels of 32 bits, of unknown range: convert it to 8 or 16")
+            if image.mode.startswith("I;16"):  # conversion would clip all but the lowest levels
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.has_transparency_data:
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image.convert("RGBA"))
             image = image.convert("RGB" if channels == 3 else "L")
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -58,14 +62,16 @@ def cached(
     Raises:
         DataError: Images cannot be read, and are not to be skipped; or the file cannot be written.
     """
-    where = os.path.commonpath([path.parent.absolute() for path in paths])
+    paths = [path.absolute() for path in paths]
+    where = os.path.commonpath([path.parent for path in paths])
     name = f"{Path(where).name}-{_digest(where, recipe, shape)}"
     key = _digest(*((str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths))
     data, facts = folder / f"{name}.npy", folder / f"{name}.json"
     known = _read_facts(facts)
-    if known.get("key") != key or not data.is_file():
+    if known.get("key") != key or not data.is_file() or known.get("bytes") != data.stat().st_size:
         rank_zero_info(f"decoding {len(paths):,} images of {where} into {data}, once")
-        known = {"key": key, "broken": _write(paths, shape, read, data)}
+        broken_now = _write(paths, shape, read, data)
+        known = {"key": key, "bytes": data.stat().st_size, "broken": broken_now}
         _replace(facts, [json.dumps(known).encode()])
     broken = {int(i): reason for i, reason in known["broken"].items()}
     if broken and not skip_broken:
@@ -80,6 +86,8 @@ def cached(
         images = np.load(data, mmap_mode="c")  # private: the file itself is never written to
     except (OSError, ValueError) as error:
         raise DataError(f"{data} is damaged ({error}): delete it, it will be made anew") from error
+    if images.shape != (len(paths), *shape):
+        raise DataError(f"{data} holds images {images.shape}, not {(len(paths), *shape)}: delete it")
     return torch.from_numpy(images), [i for i in range(len(paths)) if i not in broken]
 
 
@@ -124,12 +132,13 @@ def _replace(target: Path, content: Iterable[bytes]) -> None:
     """Write a file that appears whole or not at all."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as file:
-            try:
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
                 file.writelines(content)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        os.replace(file.name, target)
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise DataError(f"{target} cannot be written ({error.strerror}): choose another cache_dir") from error

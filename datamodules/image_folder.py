@@ -15,10 +15,10 @@ from lit_generative.statistics import cache_folder
 class ImageFolder(ImageData):
     """The images below a folder: flat, or one folder per class, whose labels follow the folders' names.
 
-    Where it has folders ``train`` and ``test`` (or ``val``), each laid out so, these are the splits; else ``test_size``
-    images are split off by ``seed``, as those for validation always are. Images of any size, mode and format become
-    8-bit squares once; those are kept in a file that is mapped into memory, so that memory does not grow with the
-    folder, and made anew when an image changes.
+    Where it has folders ``train`` and ``test``, each laid out so, these are the splits, and ``val`` is that for
+    validation; with ``train`` and ``val`` alone, ``val`` is for test. What is lacking is split off by ``seed``, anew when
+    images are added or removed. Images of any size, mode and format become 8-bit squares once; those are kept in a file
+    that is mapped into memory, so that memory does not grow with the folder, and made anew when an image changes.
 
     Args:
         data_dir: The folder; default $LIT_GENERATIVE_DATA, else ``data``.
@@ -63,7 +63,7 @@ class ImageFolder(ImageData):
         self.test_size, self.skip_broken = test_size, skip_broken
         self.cache = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "images"
         self.classes: list[str] = []  # by label; empty in a flat folder
-        self._opened: tuple[Tensor, Tensor, dict[Split, Tensor]] | None = None
+        self._opened: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
 
     # ---- files
 
@@ -71,7 +71,7 @@ class ImageFolder(ImageData):
         """Decode the images, unless that was done (Lightning: in one process per node)."""
         self._open()
 
-    def _open(self) -> tuple[Tensor, Tensor, dict[Split, Tensor]]:
+    def _open(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """All images, mapped, their labels, and the numbers of those in each split; looked for once."""
         if self._opened is not None:
             return self._opened
@@ -88,14 +88,14 @@ class ImageFolder(ImageData):
         self._opened = images, torch.tensor([label for _, label in found]), numbers
         return self._opened
 
-    def _find(self) -> tuple[list[tuple[Path, int]], dict[Split, Tensor]]:
+    def _find(self) -> tuple[list[tuple[Path, int]], dict[str, Tensor]]:
         root = self.data_dir
         try:
             if not root.is_dir():
                 raise DataError(f"there is no folder {root}: name the folder of the images as data_dir")
-            parts = [name for name in ("train", "test", "val") if (root / name).is_dir()]
-            if parts[:1] == ["train"] and len(parts) > 1:
-                return self._find_parts(root / "train", root / parts[1])
+            parts = [root / name for name in ("train", "test", "val") if (root / name).is_dir()]
+            if len(parts) > 1 and parts[0].name == "train":
+                return self._find_parts(parts)
             found, self.classes = scan(root)
         except OSError as error:
             raise DataError(f"{root} cannot be read ({error.strerror}): check its permissions") from error
@@ -103,17 +103,23 @@ class ImageFolder(ImageData):
         if held_out >= len(found):
             raise DataError(f"ImageFolder: test_size={held_out} leaves none of {len(found)} images to train on")
         order = torch.randperm(len(found), generator=Generator().manual_seed(self.seed))
-        return found, {"test": order[:held_out].sort().values, "train": order[held_out:].sort().values}
+        return found, {"test": order[:held_out], "train": order[held_out:]}
 
-    def _find_parts(self, train: Path, test: Path) -> tuple[list[tuple[Path, int]], dict[Split, Tensor]]:
+    def _find_parts(self, parts: list[Path]) -> tuple[list[tuple[Path, int]], dict[str, Tensor]]:
         if self.test_size is not None:
-            raise DataError(f"ImageFolder: {test} has the images for test: leave out test_size")
-        (first, self.classes), (second, classes) = scan(train), scan(test)
-        if classes != self.classes:
-            differing = sorted(set(classes) ^ set(self.classes))
-            raise DataError(f"{train} and {test} have different classes: {', '.join(differing)} in one of them only")
-        numbers = torch.arange(len(first) + len(second))
-        return first + second, {"train": numbers[: len(first)], "test": numbers[len(first) :]}
+            raise DataError(f"ImageFolder: {parts[1]} has the images for test: leave out test_size")
+        found: list[tuple[Path, int]] = []
+        splits: dict[str, Tensor] = {}
+        for part, name in zip(parts, ("train", "test", "val"), strict=False):
+            images, classes = scan(part)
+            if found and classes != self.classes:
+                differing = ", ".join(sorted(set(classes) ^ set(self.classes)))
+                raise DataError(f"{parts[0]} and {part} have different classes: {differing} in one of them only")
+            self.classes = classes
+            # in a random order: a batch shows all classes
+            splits[name] = len(found) + torch.randperm(len(images), generator=Generator().manual_seed(self.seed))
+            found += images
+        return found, splits
 
     # ---- splits
 
@@ -122,9 +128,10 @@ class ImageFolder(ImageData):
         if self._sets:
             return
         images, labels, numbers = self._open()
-        train, val = self._split(len(numbers["train"]))
-        self._rows = {"train": numbers["train"][train], "val": numbers["train"][val].sort().values}
-        self._rows["test"] = numbers["test"]
+        self._rows = numbers
+        if "val" not in numbers:
+            train, val = self._split(len(numbers["train"]))
+            self._rows = numbers | {"train": numbers["train"][train], "val": numbers["train"][val]}
         self._sets = dict.fromkeys(self._rows, (images, labels))
 
     def stored(self, split: Split) -> tuple[Tensor, Tensor]:

@@ -140,7 +140,8 @@ class TensorLoader:
             index = index if self.rows is None else self.rows[index]
             x = flat.index_select(0, index).view(shape)
             if self.random_flip:
-                x[mirrored] = x[mirrored].flip(-1)
+                both = torch.cat([x, x.flip(-1)])
+                x = both.flatten(1).index_select(0, torch.arange(len(x)) + len(x) * mirrored).view_as(x)
             yield x, self.labels.index_select(0, index)
 
     def _generator(self) -> Generator:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.base import ImageData, Split
+from datamodules.loader import fixed_generator
 
 FACTORS = {"shape": 3, "size": 4, "orientation": 10, "x": 12, "y": 12}
 SIDE, RADIUS, FIRST, FINE = 28, 6.0, 8, 3  # pixels; of the largest; least centre; points along a pixel's side
@@ -52,7 +53,8 @@ def draw() -> Tensor:
 class Sprites(ImageData):
     """Labels are the shape: square, ellipse, heart. The test images are all of them, with those trained on.
 
-    ``factors`` holds what each of the test images shows; binarisation changes nothing but the number of levels.
+    ``factors`` holds what each of the test images shows, int64 ``(17280, 5)``; they are in a fixed random order, so
+    that any batch shows something of everything. Binarisation changes nothing but the number of levels.
     """
 
     shape = (1, SIDE, SIDE)
@@ -68,7 +70,16 @@ class Sprites(ImageData):
 
     @property
     def factors(self) -> Tensor:
-        return factors()
+        return factors()[self._order("test")]
 
     def stored(self, split: Split) -> tuple[Tensor, Tensor]:
-        return draw(), factors()[:, 0]
+        order = self._order(split)
+        return draw()[order], factors()[order, 0]
+
+    @staticmethod
+    def _order(split: Split) -> Tensor:
+        count = len(factors())
+        return torch.arange(count) if split == "train" else torch.randperm(count, generator=fixed_generator("test"))
+
+    def describe_test(self) -> str:
+        return f"{super().describe_test()}: all combinations, those trained on among them"

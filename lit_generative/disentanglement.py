@@ -51,13 +51,15 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, bins: int = 20) -> fl
     """MIG (Chen et al., 2018, Eq. 6): how much more of each factor its best dimension tells than the second best.
 
     Codes ``(N, latent)`` are put into ``bins`` of equal width (as Locatello et al., 2019, do); factors ``(N, F)`` are
-    int64. In [0, 1].
+    int64, those of one value are left out. In [0, 1].
     """
     low, high = codes.amin(0), codes.amax(0)
     width = (high - low).clamp(min=torch.finfo(codes.dtype).tiny)
     binned = ((codes - low) / width * bins).long().clamp(0, bins - 1)
     gaps = []
     for factor in factors.T:
+        if (factor == factor[0]).all():  # there is nothing to tell
+            continue
         values = int(factor.max()) + 1
         of_factor = _entropy(torch.bincount(factor).double())
         information = []
@@ -66,7 +68,7 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, bins: int = 20) -> fl
             information.append(_entropy(joint.sum(0)) + _entropy(joint.sum(1)) - _entropy(joint.flatten()))
         best = torch.tensor([*information, 0.0]).topk(2).values  # with one dimension, the second tells nothing
         gaps.append(float(best[0] - best[1]) / of_factor)
-    return sum(gaps) / len(gaps)
+    return sum(gaps) / len(gaps) if gaps else math.nan
 
 
 def _entropy(counts: Tensor) -> float:

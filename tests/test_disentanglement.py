@@ -85,6 +85,12 @@ def test_perfect_codes_score_1_in_any_order_scale_and_sign(factors):
     assert factor_vae_score(codes, factors) > 0.9
 
 
+def test_a_factor_of_one_value_tells_nothing(factors):
+    few = factors[factors[:, 0] == 1]
+    assert mutual_information_gap(few.float(), few) > 0.9
+    assert math.isnan(mutual_information_gap(few.float(), few[:, :1]))
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1])
 def test_constant_codes_score_0(factors, value):
     codes = torch.full((len(factors), 10), value)

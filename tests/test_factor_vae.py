@@ -119,7 +119,36 @@ def test_it_trains_keeps_the_bound_and_reports_both(data_dir, tmp_path):
 def test_wrong_arguments_are_refused(data_dir):
     with pytest.raises(ValueError, match="gamma starts at 0"):
         model(gamma=-1.0)
-    data = FashionMNIST(data_dir=str(data_dir), batch_size=1, val_size=16)
+    data = FashionMNIST(data_dir=str(data_dir), batch_size=3, val_size=16)
     trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
-    with pytest.raises(ValueError, match="batch_size to 2 or more"):
+    with pytest.raises(ValueError, match="batch_size to 4 or more"):
         trainer.fit(FactorVAE(hidden=(8,)), datamodule=data)
+
+
+def test_averages_are_kept_of_encoder_and_decoder(data_dir, tmp_path):
+    from callbacks import EMA
+    from lit_generative.checkpoints import load_model
+
+    def fit(networks):
+        data = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16)
+        trainer = Trainer(
+            max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[EMA(networks)], limit_val_batches=0,
+        )  # fmt: skip
+        trainer.fit(FactorVAE(hidden=(8,), latent=2, units=8, layers=1), datamodule=data)
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    fit(("encoder", "decoder"))
+    load_model(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="FactorVAE has no network generator; choose from encoder, decoder"):
+        fit(("generator",))
+
+
+def test_the_discriminator_learns_as_in_the_paper():
+    game = model()
+    vae, critic = game.configure_optimizers()
+    assert critic.param_groups[0]["betas"] == (0.5, 0.9) and critic.param_groups[0]["lr"] == 1e-4
+    assert {id(p) for p in vae.param_groups[0]["params"]} == {id(p) for p in game.generator.parameters()}
+    assert game.log_ratio(torch.randn(5, 2)).shape == (5,)
+    kinds = [type(layer) for layer in game.discriminator]
+    assert kinds == [nn.Linear, nn.LeakyReLU] * 2 + [nn.Linear]

@@ -76,6 +76,10 @@ def test_folders_train_and_test_are_the_splits(tmp_path):
     assert sorted(numbers(data, "test")[0]) == [100, 101, 102, 103, 104]
     assert max(numbers(data, "train")[0]) < 10 and data.train_dataloader().count == 8
     assert len(data.stored("train")[0]) == 10
+    for i in range(3):
+        save(tmp_path / "set" / "val" / "ab"[i % 2] / f"{i}.png", level=200 + i)
+    data = folder(tmp_path / "set")
+    assert sorted(numbers(data, "val")[0]) == [200, 201, 202] and data.train_dataloader().count == 10
     with pytest.raises(DataError, match="leave out test_size"):
         folder(tmp_path / "set", test_size=2)
     save(tmp_path / "set" / "test" / "c" / "0.png")
@@ -225,3 +229,20 @@ def test_a_checkpoint_names_the_folder_and_loads(faces, tmp_path):
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     again = ImageFolder(**data_config(read_checkpoint(tmp_path / "a.ckpt"))["init_args"])
     assert again.data_dir == faces and again.image_shape == (3, 8, 8)
+
+
+def test_transparency_is_on_white_and_32_bits_are_refused(tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (decode(tmp_path / "clear.png", 8, 3) == 255).all()
+    Image.new("F", (8, 8), 0.5).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match="pixels of 32 bits"):
+        decode(tmp_path / "float.tif", 8, 1)
+
+
+def test_a_torn_file_is_made_anew(faces):
+    folder(faces)
+    (file,) = (faces.parent / "cache").glob("*.npy")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    folder(faces)
+    assert file.read_bytes() == whole

@@ -117,8 +117,8 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit" and getattr(getattr(self.trainer, "datamodule", None), "batch_size", 2) < 2:
-            raise ValueError("FactorVAE permutes latents over a batch: set --data.batch_size to 2 or more")
+        if stage == "fit" and getattr(getattr(self.trainer, "datamodule", None), "batch_size", 4) < 4:
+            raise ValueError("FactorVAE permutes latents over half a batch: set --data.batch_size to 4 or more")
 
     def configure_optimizers(self) -> Any:
         # fused optimisers cannot be clipped in half precision
