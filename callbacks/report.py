@@ -48,10 +48,11 @@ class Report(Callback):
         text = "".join(f"| {line} |\n" for line in table)
         text += "".join(f"\n* {name}: {description}" for name, description in protocol.items()) + "\n"
         print(f"\ntest of {type(pl_module).__name__}")
+        width = max([24, *(len(name) + 1 for name in metrics if not name.startswith("ood/"))])
         for name, value in metrics.items():
             if not name.endswith("_stderr") and not name.startswith("ood/"):  # OODScores prints a table of its own
                 error = metrics.get(f"{name}_stderr")
-                print(f"  {name:<24}{value:>12.4f}" + (f"  ± {error:.4f}" if error is not None else ""))
+                print(f"  {name:<{width}}{value:>12.4f}" + (f"  ± {error:.4f}" if error is not None else ""))
         print(f"\n{text}")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

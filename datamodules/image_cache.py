@@ -41,7 +41,7 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
             image = image.convert("RGB" if channels == 3 else "L")
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error).replace(str(path), "it")) from error
+        raise ValueError(str(error).replace(f" {str(path)!r}", "")) from error
     levels = np.asarray(image)
     return np.ascontiguousarray(levels.transpose(2, 0, 1) if channels == 3 else levels[None])
 

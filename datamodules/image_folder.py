@@ -16,9 +16,9 @@ class ImageFolder(ImageData):
     """The images below a folder: flat, or one folder per class, whose labels follow the folders' names.
 
     Where it has folders ``train`` and ``test``, each laid out so, these are the splits, and ``val`` is that for
-    validation; with ``train`` and ``val`` alone, ``val`` is for test. What is lacking is split off by ``seed``, anew when
-    images are added or removed. Images of any size, mode and format become 8-bit squares once; those are kept in a file
-    that is mapped into memory, so that memory does not grow with the folder, and made anew when an image changes.
+    validation; with ``train`` and ``val`` alone, ``val`` is for test. What is lacking is split off by ``seed``, anew
+    when images are added or removed. Images of any size, mode and format become 8-bit squares once; those are kept in a
+    file that is mapped into memory, so that memory does not grow with the folder, and made anew when an image changes.
 
     Args:
         data_dir: The folder; default $LIT_GENERATIVE_DATA, else ``data``.
@@ -157,7 +157,9 @@ def scan(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     if flat and classes:
         raise DataError(f"{folder} has images beside folders of images ({classes[0]}, ...): sort them into one kind")
     if not flat and not classes:
-        raise DataError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))}), nor have the folders in it")
+        raise DataError(
+            f"{folder} has no images ({', '.join(sorted(SUFFIXES))}), nor have the folders in it: name another as data_dir"
+        )
     if flat:
         return [(path, 0) for path in flat], []
     return [(path, label) for label, name in enumerate(classes) for path in below[name]], classes
