@@ -158,7 +158,8 @@ def scan(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
         raise DataError(f"{folder} has images beside folders of images ({classes[0]}, ...): sort them into one kind")
     if not flat and not classes:
         raise DataError(
-            f"{folder} has no images ({', '.join(sorted(SUFFIXES))}), nor have the folders in it: name another as data_dir"
+            f"{folder} has no images ({', '.join(sorted(SUFFIXES))}), nor have the folders in it: name another as "
+            "data_dir"
         )
     if flat:
         return [(path, 0) for path in flat], []
