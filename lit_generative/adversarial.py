@@ -191,6 +191,12 @@ class Adversarial(GenerativeModel):
             self.discriminator.get_parameter(name).grad = gradient.to(self.device)
         self._begun = {}
 
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """A game has no loss to validate by; callbacks look at the samples."""
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As `validation_step`."""
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["adversarial_steps"] = [self.discriminator_steps, self.generator_steps, self.images_seen]
@@ -237,12 +243,6 @@ class GAN(Adversarial):
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
         """How little the discriminator thinks of each image, ``(B,)``. Not a likelihood."""
         return {"discriminator": -self.discriminator(to_symmetric(x)).float()}
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """A game has no loss to validate by; callbacks look at the samples."""
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As `validation_step`."""
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`ood_scores` of every image, with its label ``c``."""

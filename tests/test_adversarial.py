@@ -321,7 +321,7 @@ def test_after_training_a_model_is_seen_in_eval_mode_and_trains_on_in_its_own(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["DCGAN", "WGAN", "WGANGP"])
+@pytest.mark.parametrize("name", ["DCGAN", "WGAN", "WGANGP", "FactorVAE"])
 def test_every_gan_trains_on_two_processes(name, tmp_path):
     result = run_script(2, tmp_path, name)
     assert result["global_step"] == 4 and result["spread"] == 0  # the processes hold the same weights

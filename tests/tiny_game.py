@@ -51,9 +51,12 @@ def main():
     torch.manual_seed(0)
     model, callbacks = Game(n_critic=2), []
     if len(sys.argv) > 3:  # a GAN of that name instead, on images
-        model = getattr(lit_generative.models, sys.argv[3].lower().removesuffix("gp"))
-        model = getattr(model, sys.argv[3])(width=4, latent=4, n_critic=2, accumulate=2)
-        batches, callbacks = DataLoader(TensorDataset(torch.rand(16, 1, 28, 28), torch.zeros(16)), 4), [EMA()]
+        file, options = sys.argv[3].lower().removesuffix("gp"), {"width": 4, "latent": 4, "n_critic": 2}
+        networks = ["generator"]
+        if sys.argv[3] == "FactorVAE":
+            file, options, networks = "factor_vae", {"hidden": (4,), "units": 4, "layers": 1}, ["encoder", "decoder"]
+        model = getattr(getattr(lit_generative.models, file), sys.argv[3])(accumulate=2, **options)
+        batches, callbacks = DataLoader(TensorDataset(torch.rand(16, 1, 28, 28), torch.zeros(16)), 4), [EMA(networks)]
     trainer = Trainer(
         accelerator="cpu",
         devices=processes,

@@ -6,8 +6,9 @@ import sys
 import torch
 from lightning.pytorch import Trainer
 from stubs import Quarters, Random
+from torch.distributions import Normal
 
-from callbacks import FID, OODScores, ReconstructionGrid, Report, SampleGrid
+from callbacks import FID, OODScores, PosteriorStatistics, ReconstructionFID, ReconstructionGrid, Report, SampleGrid
 from datamodules import MNIST, FashionMNIST
 from lit_generative.models.vae import VAE
 
@@ -17,7 +18,11 @@ class Model(Random):
         return torch.rand(n, 1, 28, 28)
 
     def reconstruct(self, x, c=None):
-        return x
+        return 1 - x
+
+    def q(self, x):
+        mu = 4 * Quarters()(x)
+        return Normal(mu, torch.full_like(mu, 0.3))
 
 
 def main():
@@ -26,6 +31,8 @@ def main():
         SampleGrid(n=4),
         ReconstructionGrid(n=4),
         FID(Quarters(), num_samples=90, batch_size=16, cache_dir=f"{folder}/cache"),
+        ReconstructionFID(Quarters(), cache_dir=f"{folder}/cache"),
+        PosteriorStatistics(num_images=30),
         OODScores([MNIST()], batch_size=16, resamples=20, synthetic=False),
         Report(),
     ]

@@ -115,6 +115,8 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
 
     # -- Lightning ---------------------------------------------------------------------------------
 
+    validation_step, test_step = VAE.validation_step, VAE.test_step  # this game has a bound to validate by
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and getattr(getattr(self.trainer, "datamodule", None), "batch_size", 4) < 4:
