@@ -18,6 +18,7 @@ class EveryBatch(FirstBatch):
     leave weights alone.
     """
 
+    every_batch = True
     seed: int = 0
     _kept: PerImage | None = None
 
@@ -37,30 +38,6 @@ class EveryBatch(FirstBatch):
         with forked_rng(self.seed, pl_module.device):
             self._kept.update(self.keep(pl_module, x, c), number)
         self._seen += len(x)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if dataloader_idx == 0 and self.due(trainer):
-            self.look(trainer, pl_module, batch)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if dataloader_idx == 0:
-            self.look(trainer, pl_module, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish(trainer, pl_module, "val")

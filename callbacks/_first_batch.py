@@ -1,6 +1,6 @@
 """The moments at which a callback looks at a model."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -10,10 +10,12 @@ class FirstBatch(Callback):
     """Look at the model after the first batch of a validation that is due, and of a test.
 
     Weights are touched in batch hooks only: averaged weights are swapped in before and out after them. All ranks look.
-    ``every_n_epochs`` counts as the Trainer's ``check_val_every_n_epoch`` does; 0: in test only.
+    ``every_n_epochs`` counts as the Trainer's ``check_val_every_n_epoch`` does; 0: in test only. With ``every_batch``
+    all batches are looked at.
     """
 
     every_n_epochs: int = 1
+    every_batch: ClassVar[bool] = False
 
     def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         raise NotImplementedError
@@ -33,7 +35,7 @@ class FirstBatch(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx == dataloader_idx == 0 and self.due(trainer):
+        if dataloader_idx == 0 and (self.every_batch or batch_idx == 0) and self.due(trainer):
             self.look(trainer, pl_module, batch)
 
     def on_test_batch_end(
@@ -45,5 +47,5 @@ class FirstBatch(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx == dataloader_idx == 0:
+        if dataloader_idx == 0 and (self.every_batch or batch_idx == 0):
             self.look(trainer, pl_module, batch)

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import nn
 
 from callbacks._reference import FeatureCollector
@@ -19,7 +19,7 @@ class ReconstructionFID(FID):
     has both. Arguments are those of :class:`FID`.
     """
 
-    protocol = Reconstructs
+    protocol, every_batch = Reconstructs, True
     subject, noun = "reconstructions_", "reconstructions"
 
     def __init__(
@@ -47,7 +47,6 @@ class ReconstructionFID(FID):
         )
 
     def look(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
-        """Called for every batch."""
         if self.net is None:
             return
         if self._fake is None:
@@ -60,30 +59,6 @@ class ReconstructionFID(FID):
         self._broken += int((~x.isfinite()).flatten(1).any(1).sum())
         self._fake.add(to_uint8(x), self._seen * trainer.world_size + trainer.global_rank, trainer.world_size)
         self._seen += len(x)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if dataloader_idx == 0 and self.due(trainer):
-            self.look(trainer, pl_module, batch)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if dataloader_idx == 0:
-            self.look(trainer, pl_module, batch)
 
     def _origin(self) -> str:
         return ""
