@@ -55,8 +55,8 @@ class AttributeDirection(Picture):
             (chosen,) = (labels == label).nonzero(as_tuple=True)
             if not len(chosen):
                 raise ValueError(
-                    f"AttributeDirection: {data.name} has no images of class {label}; it has {labels.unique().tolist()}; "
-                    "choose other classes, or leave the callback out"
+                    f"AttributeDirection: {data.name} has no images of class {label}; it has "
+                    f"{labels.unique().tolist()}: choose other classes, or leave the callback out"
                 )
             self._images.append(data.as_test(images[chosen[: self.num_images]]))
 
