@@ -184,7 +184,7 @@ def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
     few += ["--trainer.log_every_n_steps=1"]
     run("fit", f"--config={path}", *few)
     checkpoint = tmp_path / "runs" / path.stem / "version_0" / "checkpoints" / "best.ckpt"
-    run("test", f"--ckpt_path={checkpoint}", "--trainer.limit_test_batches=1")
+    run("test", f"--ckpt_path={checkpoint}", "--trainer.limit_test_batches=2")
 
 
 @pytest.mark.parametrize("fragment", ["wandb", "tensorboard"])
