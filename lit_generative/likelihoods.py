@@ -6,7 +6,7 @@ the masses of all levels sum to 1. Networks give ``(..., P * C, H, W)``, with P 
 """
 
 import math
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -67,6 +67,11 @@ class _Discretized:
         precision = torch.exp(-self.log_scale)
         centred = x - self.location
         return (centred - 1 / 510) * precision, (centred + 1 / 510) * precision
+
+    @classmethod
+    def at(cls, location: Tensor, scale: Tensor) -> Self:
+        """The distribution of that location ``(..., C, H, W)`` and scale, which broadcasts, in units of [0, 1]."""
+        return cls(torch.cat([location - 0.5, (scale.log() + 2).expand_as(location)], dim=-3))
 
     @property
     def mean(self) -> Tensor:

@@ -133,17 +133,24 @@ class GenerativeModel(LightningModule):
 
     # -- optimisation ------------------------------------------------------------------------------
 
-    def with_decay(self, optimizer: torch.optim.Optimizer, decay_from: float) -> Any:
-        """The optimiser with a learning rate that falls linearly to 0 from that fraction of the run on; 1: never."""
-        if decay_from >= 1:
+    def with_decay(self, optimizer: torch.optim.Optimizer, decay_from: float, warmup: int = 0) -> Any:
+        """The optimiser with a learning rate that falls linearly to 0 from that fraction of the run on; 1: never.
+
+        In the first ``warmup`` steps it rises linearly.
+        """
+        if decay_from >= 1 and not warmup:
             return optimizer
-        self.require_length("decay_from < 1")
+        if decay_from < 1:
+            self.require_length("decay_from < 1")
 
         def share(step: int) -> float:
+            rise = min(1.0, (step + 1) / (warmup + 1))
+            if decay_from >= 1:
+                return rise
             # Asked for before the first step, the length would make Lightning set the data up before it restores
             # their position in a resumed epoch.
             steps = self.trainer.estimated_stepping_batches if step else math.inf
-            return min(1.0, (1 - step / steps) / (1 - decay_from))
+            return min(rise, (1 - step / steps) / (1 - decay_from))
 
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}

@@ -1,0 +1,209 @@
+"""What diffusion models share under Lightning, whatever it is that they diffuse."""
+
+from abc import abstractmethod
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_generative.diffusion import SAMPLERS, SCHEDULES, Watcher, denoising_losses, estimate, subsequence
+from lit_generative.diffusion_bound import Bound
+from lit_generative.interpolation import arcs
+from lit_generative.likelihoods import bits_per_dim
+from lit_generative.metrics import Moments
+from lit_generative.module import GenerativeModel
+from lit_generative.randomness import forked_rng
+
+Sampler = Literal["ancestral", "ddim", "dpm_solver"]
+
+
+class DenoisingModel(GenerativeModel):
+    """A ``denoiser`` of data of ``data_shape`` that are made from images, and images from them.
+
+    A model gives ``image_shape``, ``data_shape`` and ``denoiser``, calls `diffuse_by` when these are there, and says
+    what is diffused: `to_data`, `to_images`, `predict`, `denoise` and `bound`.
+    """
+
+    data_shape: tuple[int, ...]
+    denoiser: nn.Module
+    classes: int = 0
+    unlabelled: float = 0.0
+
+    def diffuse_by(
+        self,
+        steps: int,
+        schedule: str,
+        target: str,
+        variance: str,
+        sampler: str,
+        sampling_steps: int,
+        bound_terms: int,
+        lr: float,
+        warmup: int,
+        decay_from: float,
+    ) -> None:
+        """Keep how data become noise, how noise becomes data, and how this is learned; see `DDPM`."""
+        if min(warmup, bound_terms) < 0 or not 0 <= decay_from <= 1:
+            raise ValueError(
+                f"warmup and bound_terms are not negative, decay_from lies in [0, 1]; got {warmup}, {bound_terms}, "
+                f"{decay_from}"
+            )
+        subsequence(steps, sampling_steps)  # says what is wrong with them
+        self.schedule = SCHEDULES[schedule](steps)
+        self.target, self.variance, self.sampler, self.sampling_steps = target, variance, sampler, sampling_steps
+        self.bound_terms, self.lr, self.warmup, self.decay_from = bound_terms, lr, warmup, decay_from
+        some = f"{bound_terms} drawn of the {steps} terms" if bound_terms else f"all {steps} terms"
+        self.likelihood_kind = self.log_prob_kind = f"bound, {some}"
+        self._tested = 0
+        # of every image: the loss in validation; the bound, its parts and the variance of what was drawn in test
+        self.losses, self.terms = Moments(1), Moments(5)
+
+    @abstractmethod
+    def to_data(self, x: Tensor) -> Tensor:
+        """What is diffused of images ``(B, C, H, W)`` in [0, 1], ``(B, *data_shape)``."""
+
+    @abstractmethod
+    def to_images(self, x_0: Tensor) -> Tensor:
+        """Images in [0, 1] of data ``(B, *data_shape)``."""
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        """What the network says of noisy data at times ``(B,)`` from 1 to T, in their shape."""
+
+    @abstractmethod
+    def bound(self, x: Tensor, c: Tensor | None = None, terms: int | None = None) -> Bound:
+        """The terms of the bound on -log p(x), nats ``(B,)``; ``terms`` of them drawn (default: ``bound_terms``)."""
+
+    def denoise(self, x_t: Tensor, t: Tensor, c: Tensor | None = None, guidance: float = 0.0) -> Tensor:
+        """Estimate of E[x_0|x_t], in the shape of ``x_t``.
+
+        With labels ``c``, ``guidance`` w > 0 takes (1 + w) times what the network says knowing them, less w times what
+        it says without (Ho & Salimans, 2022, Eq. 6).
+        """
+        out = self.predict(x_t, t, c)
+        if guidance and c is not None and self.classes:
+            out = (1 + guidance) * out - guidance * self.predict(x_t, t)
+        return estimate(self.schedule, self.target, x_t, out, t)
+
+    def losses_at(self, x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        """L_simple of images in [0, 1] at times ``(B,)``, ``(B,)``."""
+        return denoising_losses(partial(self.predict, c=c), self.schedule, self.target, self.to_data(x), t)
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Lower bound on log p(x) of images in [0, 1], an unbiased estimate of it, nats ``(B,)``. No gradient."""
+        return self.bound(x, c).log_prob
+
+    # -- sampling ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        x_T: Tensor,
+        c: Tensor | None = None,
+        steps: int | None = None,
+        sampler: Sampler | None = None,
+        eta: float = 0.0,
+        power: float = 2.0,
+        guidance: float = 0.0,
+        watch: Watcher | None = None,
+    ) -> Tensor:
+        """Images in [0, 1] from noise ``(B, *data_shape)``; see `sample`. ``watch(t, x_t, x_0)`` sees every step."""
+        name = sampler or self.sampler
+        if name not in SAMPLERS:
+            raise ValueError(f"there is no sampler {name}: choose from {', '.join(SAMPLERS)}")
+        denoise = partial(self.denoise, c=c, guidance=guidance)
+        times = subsequence(self.schedule.steps, steps or self.sampling_steps, power)
+        return self.to_images(SAMPLERS[name](denoise, x_T, self.schedule, times, eta, self.variance, watch))
+
+    def sample(
+        self,
+        n: int,
+        c: Tensor | None = None,
+        steps: int | None = None,
+        sampler: Sampler | None = None,
+        eta: float = 0.0,
+        power: float = 2.0,
+        guidance: float = 0.0,
+    ) -> Tensor:
+        """Draw images ``(n, C, H, W)`` in [0, 1].
+
+        Args:
+            n: Number of images.
+            c: Labels ``(n,)`` of a model that knows classes.
+            steps: Times that the network is asked (default: ``sampling_steps``).
+            sampler: ``ancestral``, ``ddim`` or ``dpm_solver`` (default: the model's).
+            eta: Noise of ``ddim``, 0 to 1.
+            power: The higher, the more of the steps are near the data, see `subsequence`.
+            guidance: How far beyond the labelled model, see `denoise`.
+        """
+        x_T = torch.randn(n, *self.data_shape, device=self.device)
+        return self.generate(x_T, c, steps, sampler, eta, power, guidance)
+
+    def interpolate(self, n: int, steps: int) -> Tensor:
+        """Images of ``n`` arcs between two draws of x_T, without other noise, ``(n * steps, C, H, W)`` in [0, 1]."""
+        ends = torch.randn(2, n, *self.data_shape, device=self.device)
+        return self.generate(arcs(ends.flatten(2), steps).unflatten(1, self.data_shape), sampler="dpm_solver")
+
+    # -- Lightning ---------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.require_float32("alpha_bar would be rounded")
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, c = batch
+        t = torch.randint(1, self.schedule.steps + 1, (len(x),), device=x.device)
+        if self.classes:  # the label behind the last stands for none
+            c = c.masked_fill(torch.rand(len(c), device=c.device) < self.unlabelled, self.classes)
+        loss = self.losses_at(x, t, c).mean()
+        self.accumulate({"loss": loss}, len(x))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, c = batch
+        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+            u = (torch.arange(len(x), device=x.device) + torch.rand(1, device=x.device)) / len(x)  # all times alike
+            t = 1 + (u * self.schedule.steps).long().clamp(max=self.schedule.steps - 1)
+            self.losses.update(self.losses_at(x, t, c)[:, None])
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/loss", self.losses.compute()[0, 0].float(), sync_dist=True)  # summed over ranks already
+        self.losses.reset()
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, c = batch
+        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+            bound = self.bound(x, c if self.classes else None)
+        parts = [bound.log_prob, bound.prior, bound.diffusion, bound.decoder, bound.stderr.square()]
+        self.terms.update(torch.stack(parts, -1))
+
+    def on_test_epoch_end(self) -> None:
+        moments = self.terms.compute()
+        self.terms.reset()
+        mean, stderr, n = moments[0].float(), moments[2, 0].float(), moments[3, 0].float()
+        self._tested, dims = int(n), self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
+        metrics = {"elbo": mean[0], "nll": -mean[0], "bpd": bits_per_dim(mean[0], dims)}
+        metrics |= {"nll_stderr": stderr, "bpd_stderr": bits_per_dim(-stderr, dims)}
+        metrics |= {"prior_kl": mean[1], "diffusion": mean[2], "decoder": mean[3]}
+        metrics |= {"drawn_terms_stderr": (mean[4] / n).sqrt()}
+        self.log_dict({f"test/{name}": value for name, value in metrics.items()}, sync_dist=True)
+
+    def describe_test(self) -> str:
+        return (
+            f"{self._tested:,} images; nats per image, ± standard error over images; nll, bpd: {self.likelihood_kind}, "
+            f"one draw of every x_t, {self.variance} variance; nll = prior_kl + diffusion + decoder; "
+            f"drawn_terms_stderr: the part of the error that is of drawing terms; "
+            f"samples: {self.sampler}, {self.sampling_steps} steps"
+        )
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """The bound ``log_prob`` of every image, with its label ``c``."""
+        x, c = batch
+        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+            return {"log_prob": self.log_prob(x, c if self.classes else None), "c": c}
+
+    def configure_optimizers(self) -> Any:
+        adam = torch.optim.Adam(self.denoiser.parameters(), self.lr, fused=True)
+        return self.with_decay(adam, self.decay_from, self.warmup)

@@ -1,0 +1,231 @@
+r"""Gaussian diffusion as pure functions: noise schedules and samplers.
+
+    q(x_t|x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I),   t = 0..T,  alpha_bar_0 = 1
+
+t runs from 1 to T as in Ho et al. (2020), and t = 0 is data. Everything is written for two times s < t, neighbours or
+not. A ``denoise(x_t, t)`` estimates E[x_0|x_t] ``(B, ...)`` of noisy data ``(B, ...)`` at times ``(B,)`` int64.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+Watcher = Callable[[int, Tensor, Tensor], None]  # of t, x_t and the estimate of x_0, in every step of a sampler
+
+# -- schedules -------------------------------------------------------------------------------------
+
+
+class Schedule(nn.Module):
+    """alpha_bar_0 = 1 > alpha_bar_1 > ... > alpha_bar_T of beta_1..T ``(T,)``, float64, not in the state dict."""
+
+    alpha_bar: Tensor  # (T + 1,)
+
+    def __init__(self, beta: Tensor) -> None:
+        super().__init__()
+        if beta.ndim != 1 or len(beta) < 2 or not ((beta > 0) & (beta < 1)).all():
+            raise ValueError("a schedule needs at least two values of beta between 0 and 1")
+        alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta.double(), 0)])
+        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.alpha_bar) - 1
+
+    def at(self, t: Tensor, like: Tensor) -> Tensor:
+        """alpha_bar_t of times ``(B,)``, float64, in a shape that multiplies ``like`` ``(B, ...)``."""
+        return self.alpha_bar[t].view(-1, *[1] * (like.ndim - 1))
+
+    def diffuse(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """A draw x_t ~ q(x_t|x_0) made of ``eps`` ~ N(0, I) (Ho et al., 2020, Eq. 4)."""
+        a = self.at(t, x_0)
+        return a.sqrt().to(x_0) * x_0 + (1 - a).sqrt().to(x_0) * eps
+
+
+def linear(steps: int) -> Schedule:
+    """beta from 1e-4 to 0.02 (Ho et al., 2020, Section 4), scaled so that any number of steps ends in as much noise."""
+    return Schedule(torch.linspace(1e-4, 0.02, steps, dtype=torch.float64).mul(1000 / steps).clamp(max=0.999))
+
+
+def cosine(steps: int, s: float = 0.008) -> Schedule:
+    """alpha_bar_t = f(t) / f(0), f(t) = cos^2((t/T + s) / (1 + s) pi/2), beta <= 0.999 (Nichol & Dhariwal, 2021)."""
+    f = torch.cos((torch.linspace(0, 1, steps + 1, dtype=torch.float64) + s) / (1 + s) * math.pi / 2).square()
+    return Schedule((1 - f[1:] / f[:-1]).clamp(max=0.999))
+
+
+SCHEDULES: dict[str, Callable[[int], Schedule]] = {"linear": linear, "cosine": cosine}
+
+
+def posterior(a_s: Any, a_t: Any) -> tuple[Any, Any, Any]:
+    """q(x_s|x_t, x_0) = N(c_0 x_0 + c_t x_t, v I), s < t: c_0, c_t, v (Ho et al., 2020, Eq. 7, for any two times)."""
+    alpha = a_t / a_s
+    c_0 = a_s**0.5 * (1 - alpha) / (1 - a_t)
+    c_t = alpha**0.5 * (1 - a_s) / (1 - a_t)
+    return c_0, c_t, (1 - alpha) * (1 - a_s) / (1 - a_t)
+
+
+# -- what a network predicts -----------------------------------------------------------------------
+# With alpha = sqrt(alpha_bar_t) and sigma = sqrt(1 - alpha_bar_t): eps, x_0 itself, or v = alpha eps - sigma x_0
+# (Salimans & Ho, 2022, Section 4).
+
+# of (x_0, eps, alpha, sigma)
+TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "eps": lambda x_0, eps, alpha, sigma: eps,
+    "x_0": lambda x_0, eps, alpha, sigma: x_0,
+    "v": lambda x_0, eps, alpha, sigma: alpha * eps - sigma * x_0,
+}
+# x_0 of (x_t, what the network says, alpha, sigma)
+ESTIMATES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "eps": lambda x_t, eps, alpha, sigma: (x_t - sigma * eps) / alpha,
+    "x_0": lambda x_t, x_0, alpha, sigma: x_0,
+    "v": lambda x_t, v, alpha, sigma: alpha * x_t - sigma * v,
+}
+
+
+def denoising_losses(
+    predict: Callable[[Tensor, Tensor], Tensor], schedule: Schedule, target: str, x_0: Tensor, t: Tensor
+) -> Tensor:
+    """L_simple (Ho et al., 2020, Eq. 14 and Algorithm 1) of data ``(B, ...)`` at times ``(B,)``, one draw, ``(B,)``.
+
+    ``predict(x_t, t)`` is what the network says. The mean over numbers, as in the authors' code, not their sum.
+    """
+    a, eps = schedule.at(t, x_0), torch.randn_like(x_0)
+    wanted = TARGETS[target](x_0, eps, a.sqrt().to(x_0), (1 - a).sqrt().to(x_0))
+    return (predict(schedule.diffuse(x_0, t, eps), t) - wanted).square().flatten(1).mean(1)
+
+
+def estimate(schedule: Schedule, target: str, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
+    """x_0 of what the network says ``out`` ``(B, ...)`` of ``x_t`` at times ``(B,)``, ``(B, ...)``."""
+    a = schedule.at(t, x_t)
+    return ESTIMATES[target](x_t, out, a.sqrt().to(x_t), (1 - a).sqrt().to(x_t))
+
+
+# -- samplers --------------------------------------------------------------------------------------
+# Each takes x_T ~ N(0, I), and the times at which the model is asked; the last step goes on to t = 0.
+
+
+def subsequence(steps: int, n: int, power: float = 2.0) -> list[int]:
+    """``n`` times from T down to 1, both included for n > 1; the higher ``power``, the more of them near the data.
+
+    1 spaces them alike; 2 is DDIM's quadratic choice (Song, Meng & Ermon, 2021, App. D.2), best for few steps.
+
+    >>> subsequence(1000, 5), subsequence(1000, 5, power=1)
+    ([1000, 563, 251, 63, 1], [1000, 750, 500, 251, 1])
+    """
+    if not 1 <= n <= steps or power < 1:
+        raise ValueError(f"a sampler takes from 1 to {steps} steps and a power of at least 1, got {n} and {power}")
+    if n == 1:
+        return [steps]
+    times = 1 + (steps - 1) * torch.linspace(0, 1, n, dtype=torch.float64) ** power
+    return times.round().long().maximum(torch.arange(1, n + 1)).flip(0).tolist()  # no time twice
+
+
+def _estimates(
+    denoise: Denoiser,
+    x: Tensor,
+    times: list[int],
+    watch: Watcher | None,
+    take: Callable[[Tensor, Tensor, int, int], Tensor],
+) -> Tensor:
+    """Go from the first time to 0 by ``take(x_t, estimate of x_0, t, s)``."""
+    for t, s in pairwise([*times, 0]):
+        estimate = denoise(x, torch.full((len(x),), t, device=x.device))
+        if watch is not None:
+            watch(t, x, estimate)
+        x = take(x, estimate, t, s)
+    return x
+
+
+def _noise(x: Tensor, generator: Generator | None) -> Tensor:
+    return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+
+
+def ancestral(
+    denoise: Denoiser,
+    x_T: Tensor,
+    schedule: Schedule,
+    times: list[int],
+    variance: str = "small",
+    generator: Generator | None = None,
+    watch: Watcher | None = None,
+) -> Tensor:
+    """Draw x_s ~ p(x_s|x_t) step by step (Ho et al., 2020, Algorithm 2), its ``variance`` small or large."""
+    a = schedule.alpha_bar.tolist()
+
+    def take(x: Tensor, x_0: Tensor, t: int, s: int) -> Tensor:
+        c_0, c_t, v = posterior(a[s], a[t])
+        if s == 0:
+            return x_0
+        return c_0 * x_0 + c_t * x + (1 - a[t] / a[s] if variance == "large" else v) ** 0.5 * _noise(x, generator)
+
+    return _estimates(denoise, x_T, times, watch, take)
+
+
+def ddim(
+    denoise: Denoiser,
+    x_T: Tensor,
+    schedule: Schedule,
+    times: list[int],
+    eta: float = 0.0,
+    generator: Generator | None = None,
+    watch: Watcher | None = None,
+) -> Tensor:
+    """Denoising diffusion implicit models (Song, Meng & Ermon, 2021, Eq. 12 and 16); eta = 0 adds no noise."""
+    a = schedule.alpha_bar.tolist()
+
+    def take(x: Tensor, x_0: Tensor, t: int, s: int) -> Tensor:
+        eps = (x - a[t] ** 0.5 * x_0) / (1 - a[t]) ** 0.5
+        sigma = eta * posterior(a[s], a[t])[2] ** 0.5
+        x = a[s] ** 0.5 * x_0 + max(0.0, 1 - a[s] - sigma**2) ** 0.5 * eps
+        return x + sigma * _noise(x, generator) if sigma else x
+
+    return _estimates(denoise, x_T, times, watch, take)
+
+
+def ddim_inverse(denoise: Denoiser, x_0: Tensor, schedule: Schedule, times: list[int]) -> Tensor:
+    """x_T from which `ddim` with eta = 0 comes to ``x_0``, as closely as the steps are small (ibid., Section 4.3).
+
+    ``times`` run from T down, as the samplers' do.
+    """
+    a, x = schedule.alpha_bar.tolist(), x_0
+    for s, t in pairwise([0, *reversed(times)]):
+        # the noise at t is asked for at x_s, the nearest point that is known
+        estimate = denoise(x, torch.full((len(x),), t, device=x.device))
+        eps = (x - a[t] ** 0.5 * estimate) / (1 - a[t]) ** 0.5
+        x = (a[t] / a[s]) ** 0.5 * (x - (1 - a[s]) ** 0.5 * eps) + (1 - a[t]) ** 0.5 * eps
+    return x
+
+
+def dpm_solver(
+    denoise: Denoiser, x_T: Tensor, schedule: Schedule, times: list[int], watch: Watcher | None = None
+) -> Tensor:
+    """DPM-Solver++(2M): the probability flow in two-step second order (Lu et al., 2022, Algorithm 2), no noise."""
+    a = schedule.alpha_bar.tolist()
+    log_snr = [math.inf, *(0.5 * math.log(v / (1 - v)) for v in a[1:])]  # the paper's lambda
+    before: list[Any] = []  # the last estimate and its step in lambda
+
+    def take(x: Tensor, x_0: Tensor, t: int, s: int) -> Tensor:
+        h = log_snr[s] - log_snr[t]
+        d = x_0
+        if before and s > 0:  # the last step, to no noise at all, is of first order
+            estimate, h_before = before
+            d = x_0 + h / (2 * h_before) * (x_0 - estimate)
+        before[:] = x_0, h
+        return ((1 - a[s]) / (1 - a[t])) ** 0.5 * x - a[s] ** 0.5 * math.expm1(-h) * d
+
+    return _estimates(denoise, x_T, times, watch, take)
+
+
+# of (denoise, x_T, schedule, times, eta, variance, watch)
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ancestral": lambda f, x, schedule, times, eta, variance, watch: ancestral(
+        f, x, schedule, times, variance, watch=watch
+    ),
+    "ddim": lambda f, x, schedule, times, eta, variance, watch: ddim(f, x, schedule, times, eta, watch=watch),
+    "dpm_solver": lambda f, x, schedule, times, eta, variance, watch: dpm_solver(f, x, schedule, times, watch=watch),
+}

@@ -1,0 +1,91 @@
+"""The variational bound of a Gaussian diffusion, term by term; see `diffusion` for its letters."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_generative.diffusion import Denoiser, Schedule, posterior
+
+
+class Bound(NamedTuple):
+    """The terms of -log p(x_0) <= prior + diffusion + decoder, nats ``(B,)`` each (Ho et al., 2020, Eq. 5)."""
+
+    prior: Tensor  # L_T = KL(q(x_T|x_0) || N(0, I))
+    diffusion: Tensor  # the sum of L_t-1 = KL(q(x_t-1|x_t, x_0) || p(x_t-1|x_t)) over t = 2..T
+    decoder: Tensor  # L_0 = -log p(x_0|x_1)
+    stderr: Tensor  # standard error of an image's `diffusion` for the t that were drawn; 0: all were taken
+
+    @property
+    def log_prob(self) -> Tensor:
+        return -(self.prior + self.diffusion + self.decoder)
+
+
+def prior_kl(schedule: Schedule, x_0: Tensor) -> Tensor:
+    """L_T of data ``(B, ...)``, nats ``(B,)``."""
+    a = schedule.alpha_bar[-1]
+    x, dims = x_0.flatten(1).double(), x_0[0].numel()
+    return (0.5 * (a * x.square().sum(1) + dims * (-a - torch.log1p(-a)))).to(x_0)
+
+
+def step_kl(denoise: Denoiser, schedule: Schedule, x_0: Tensor, t: Tensor, variance: str) -> Tensor:
+    """L_t-1 of data ``(B, ...)`` at times ``(B,)`` from 2 on, from one draw of x_t, nats ``(B,)``."""
+    estimate = denoise(schedule.diffuse(x_0, t, torch.randn_like(x_0)), t)
+    a_s, a_t = schedule.alpha_bar[t - 1], schedule.alpha_bar[t]
+    c_0, _, v = posterior(a_s, a_t)
+    ratio = v / (1 - a_t / a_s) if variance == "large" else torch.ones_like(v)  # of the true variance to the model's
+    error = (x_0 - estimate).square().flatten(1).sum(1)  # the means differ by c_0 times this
+    spread = x_0[0].numel() * (ratio - 1 - ratio.log())
+    return (0.5 * (spread + c_0.square() / v * ratio * error)).to(x_0)
+
+
+def strata(steps: int, n: int) -> Tensor:
+    """Cut 2..T into up to ``n`` runs, short where terms are large: their first t and one past the last, ``(n, 2)``."""
+    edges = torch.logspace(math.log10(2), math.log10(steps + 1), n + 1, dtype=torch.float64).round().long().unique()
+    return torch.stack([edges[:-1], edges[1:]], 1)
+
+
+def variational_bound(
+    denoise: Denoiser,
+    schedule: Schedule,
+    x_0: Tensor,
+    decoder: Callable[[Tensor, Tensor], Tensor],
+    variance: str = "small",
+    terms: int = 0,
+    chunk: int = 512,
+) -> Bound:
+    """The bound on log p of data ``(B, ...)`` from one draw of every x_t, or from some of its terms.
+
+    Args:
+        denoise: The model.
+        schedule: Its noise.
+        x_0: Data, in the model's range.
+        decoder: log p(x_0|x_1) by the estimate of x_0 ``(B, ...)`` and the root of beta_1, nats ``(B,)``.
+        variance: Of p(x_s|x_t): ``small``, that of q(x_s|x_t, x_0), or ``large``, beta_t.
+        terms: 0: every t. Else that of 2..T so many are drawn for every image, in pairs from strata of t.
+        chunk: Pairs of image and t that the model sees at a time.
+    """
+    b, device = len(x_0), x_0.device
+    if terms:
+        lower, upper = strata(schedule.steps, max(1, terms // 2)).to(device).T[..., None, None].double()
+        t = (lower + (upper - lower) * torch.rand(len(lower), 2, b, device=device)).long()  # (strata, 2, B)
+        t, width = t.minimum((upper - 1).long()), (upper - lower)[:, 0]
+    else:
+        t = torch.arange(2, schedule.steps + 1, device=device)[:, None, None].expand(-1, 1, b)
+        width = torch.ones(len(t), 1, device=device)
+    flat, image = t.flatten(), torch.arange(b, device=device).expand_as(t).flatten()
+    pairs = zip(flat.split(chunk), image.split(chunk), strict=True)
+    each = torch.cat([step_kl(denoise, schedule, x_0[i], at, variance) for at, i in pairs]).view_as(t).double()
+    diffusion = (width * each.mean(1)).sum(0)
+    stderr = (width * (each[:, 0] - each[:, -1]) / 2).square().sum(0).sqrt()
+
+    one = torch.ones(b, dtype=torch.long, device=device)
+    estimate = denoise(schedule.diffuse(x_0, one, torch.randn_like(x_0)), one)
+    return Bound(
+        prior_kl(schedule, x_0),
+        diffusion.to(x_0),
+        -decoder(estimate, (1 - schedule.alpha_bar[1]).sqrt().to(x_0)),
+        stderr.to(x_0),
+    )

@@ -1,0 +1,111 @@
+r"""Denoising Diffusion Probabilistic Models (Ho, Jain & Abbeel, 2020), arXiv:2006.11239.
+
+    q(x_t|x_t-1)  = N(sqrt(1 - beta_t) x_t-1, beta_t I)                                               Eq. 2
+    q(x_t|x_0)    = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I),  alpha_bar_t = prod (1 - beta_s)   Eq. 4
+    p(x_t-1|x_t)  = q(x_t-1|x_t, x_0) with an estimate of x_0, its variance fixed                     Eq. 7, 11
+    L_simple      = E ||eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)||^2     Eq. 14
+    -log p(x_0)  <= KL(q(x_T|x_0) || N(0, I)) + sum_t L_t-1 + L_0                                     Eq. 5
+
+Pixels are in [-1, 1] here; p(x_0|x_1) is a Gaussian on their 256 levels (Eq. 13). Fast samplers: Song, Meng & Ermon
+(2021), arXiv:2010.02502; Lu et al. (2022), arXiv:2211.01095. Guidance: Ho & Salimans (2022), arXiv:2207.12598.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_generative.denoising import DenoisingModel, Sampler
+from lit_generative.diffusion_bound import Bound, variational_bound
+from lit_generative.images import from_symmetric, to_symmetric
+from lit_generative.likelihoods import DiscretizedGaussian
+from lit_generative.nn.unet import UNet
+
+
+class DDPM(DenoisingModel):
+    """Diffusion of pixels, undone by a U-Net.
+
+    Args:
+        image_shape: (C, H, W) of the images.
+        channels, blocks, attention_at, head_channels, dropout, groups, patch: The network's, see `UNet`.
+        steps: T.
+        schedule: How beta_t grows.
+        target: What the network predicts.
+        variance: Of p(x_s|x_t): ``small``, that of q(x_s|x_t, x_0), or ``large``, beta_t.
+        classes: Number of labels to condition on; 0: none.
+        unlabelled: Fraction of labels that training hides, so that guidance has a model without them.
+        lr: Learning rate of Adam.
+        warmup: Steps in which it rises from 0.
+        decay_from: Fraction of the run after which it falls linearly to 0; 1 keeps it constant.
+        sampler: What `sample` goes by.
+        sampling_steps: Times that it asks the network.
+        bound_terms: Terms of the bound that `log_prob` draws for every image out of T - 1; 0: it takes them all.
+        init_from: File with the network's weights, such as those of diffusers' ``google/ddpm-cifar10-32``.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        channels: Sequence[int] = (32, 96),
+        blocks: int = 1,
+        attention_at: Sequence[int] = (1,),
+        head_channels: int | None = None,
+        dropout: float = 0.0,
+        groups: int = 8,
+        patch: int = 2,
+        steps: int = 1000,
+        schedule: Literal["linear", "cosine"] = "linear",
+        target: Literal["eps", "x_0", "v"] = "eps",
+        variance: Literal["small", "large"] = "small",
+        classes: int = 0,
+        unlabelled: float = 0.1,
+        lr: float = 2e-4,
+        warmup: int = 0,
+        decay_from: float = 1.0,
+        sampler: Sampler = "dpm_solver",
+        sampling_steps: int = 20,
+        bound_terms: int = 20,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__()
+        if classes < 0 or not 0 <= unlabelled <= 1:
+            raise ValueError(f"classes is not negative, unlabelled lies in [0, 1]; got {classes}, {unlabelled}")
+        self.save_hyperparameters(ignore=["init_from"])  # what was loaded once is in every later checkpoint
+        self.image_shape = self.data_shape = image_shape
+        self.classes, self.unlabelled = classes, unlabelled
+        labels = classes + 1 if classes else 0  # the last stands for none
+        self.denoiser = UNet(image_shape, channels, blocks, attention_at, head_channels, dropout, groups, patch, labels)
+        self.diffuse_by(steps, schedule, target, variance, sampler, sampling_steps, bound_terms, lr, warmup, decay_from)
+
+    # -- pixels in [-1, 1] -------------------------------------------------------------------------
+
+    def to_data(self, x: Tensor) -> Tensor:
+        return to_symmetric(x)
+
+    def to_images(self, x_0: Tensor) -> Tensor:
+        return from_symmetric(x_0).clamp(0, 1)
+
+    # -- p(x_s|x_t) --------------------------------------------------------------------------------
+
+    def predict(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        if self.classes and c is None:
+            c = torch.full_like(t, self.classes)
+        return self.denoiser(x_t, t - 1, c).to(x_t)  # networks count from 0
+
+    def denoise(self, x_t: Tensor, t: Tensor, c: Tensor | None = None, guidance: float = 0.0) -> Tensor:
+        """Estimate of E[x_0|x_t], cut to [-1, 1]; see `DenoisingModel.denoise`."""
+        return super().denoise(x_t, t, c, guidance).clamp(-1, 1)
+
+    # -- -log p(x_0) <= L_T + sum_t L_t-1 + L_0 ----------------------------------------------------
+
+    def bound(self, x: Tensor, c: Tensor | None = None, terms: int | None = None) -> Bound:
+        self.require_images(x)
+
+        def log_mass(x_0: Tensor, sigma: Tensor) -> Tensor:  # Eq. 13
+            return DiscretizedGaussian.at(from_symmetric(x_0), sigma / 2).log_prob(x)
+
+        drawn = self.bound_terms if terms is None else terms
+        denoise = partial(self.denoise, c=c)
+        return variational_bound(denoise, self.schedule, self.to_data(x), log_mass, self.variance, drawn)

@@ -1,0 +1,320 @@
+"""Gaussian diffusion: schedules, kernels, the bound, samplers, each on data whose law is known."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lit_generative.diffusion import (
+    ESTIMATES,
+    SCHEDULES,
+    TARGETS,
+    Schedule,
+    ancestral,
+    ddim,
+    ddim_inverse,
+    dpm_solver,
+    posterior,
+    subsequence,
+)
+from lit_generative.diffusion_bound import strata, variational_bound
+
+F64 = torch.float64
+
+
+@pytest.fixture(params=SCHEDULES)
+def schedule(request):
+    return SCHEDULES[request.param](1000)
+
+
+def column(schedule, t, x):
+    return schedule.at(t, x).to(x)
+
+
+class Normal1D:
+    """Data N(m, s^2): E[x_0|x_t] and log p(x_0) in closed form."""
+
+    m, s = 0.3, 0.5
+
+    def __init__(self, schedule):
+        self.schedule = schedule
+
+    def denoise(self, x, t):
+        a = column(self.schedule, t, x)
+        gain = a.sqrt() * self.s**2 / (a * self.s**2 + 1 - a)
+        return self.m + gain * (x - a.sqrt() * self.m)
+
+    def draw(self, n):
+        return self.m + self.s * torch.randn(n, 1, dtype=F64)
+
+
+class TwoPoints:
+    """Data at -1 and 0.5 with probabilities 0.3 and 0.7."""
+
+    def __init__(self, schedule):
+        self.schedule = schedule
+
+    def denoise(self, x, t):
+        a = column(self.schedule, t, x)
+        points, log_p = torch.tensor([-1.0, 0.5], dtype=F64), torch.tensor([0.3, 0.7], dtype=F64).log()
+        log_w = log_p - (x[..., None] - a.sqrt()[..., None] * points).square() / (2 * (1 - a))[..., None]
+        return (log_w.softmax(-1) * points).sum(-1)
+
+
+# -- schedules -------------------------------------------------------------------------------------
+
+
+def test_schedules_run_from_data_to_noise(schedule):
+    a = schedule.alpha_bar
+    assert a.dtype == F64 and a[0] == 1 and (a.diff() < 0).all() and 0 <= a[-1] < 1e-4
+    assert schedule.steps == 1000 and not schedule.state_dict()
+
+
+def test_linear_is_the_papers():
+    beta = 1 - SCHEDULES["linear"](1000).alpha_bar[1:] / SCHEDULES["linear"](1000).alpha_bar[:-1]
+    assert_close(beta[[0, -1]], torch.tensor([1e-4, 0.02], dtype=F64))
+    assert_close(beta.diff(), torch.full((999,), (0.02 - 1e-4) / 999, dtype=F64), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [100, 4000])
+def test_a_schedule_of_another_length_ends_in_as_much_noise(steps):
+    for make in SCHEDULES.values():
+        a = make(steps).alpha_bar[-1]
+        assert 0 < a < 1e-4  # T = 4000 does not underflow
+
+
+def test_cosine_bounds_beta_where_all_signal_is_gone():
+    a = SCHEDULES["cosine"](1000).alpha_bar
+    assert_close(a[-1] / a[-2], torch.tensor(0.001, dtype=F64))
+    half = a[500] / (math.cos((0.5 + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2)
+    assert_close(half, torch.tensor(1.0, dtype=F64))
+
+
+@pytest.mark.parametrize("beta", [torch.tensor([0.1, 1.0]), torch.tensor([0.1]), torch.tensor([0.0, 0.1])])
+def test_what_is_no_schedule_is_refused(beta):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Schedule(beta)
+
+
+# -- kernels ---------------------------------------------------------------------------------------
+
+
+def test_one_step_kernels_compose_to_the_marginal():
+    """x_t of x_0 = 1 by t single steps: the mean and variance of q(x_t|x_0)."""
+    schedule = SCHEDULES["linear"](50)
+    beta = 1 - schedule.alpha_bar[1:] / schedule.alpha_bar[:-1]
+    mean, variance = torch.ones((), dtype=F64), torch.zeros((), dtype=F64)
+    for t, b in enumerate(beta, 1):
+        mean, variance = (1 - b).sqrt() * mean, (1 - b) * variance + b
+        at, zero, one = torch.tensor([t]), torch.zeros(1, 1, dtype=F64), torch.ones(1, 1, dtype=F64)
+        assert_close(schedule.diffuse(one, at, zero)[0, 0], mean)
+        assert_close(schedule.diffuse(zero, at, one)[0, 0].square(), variance)
+
+
+@pytest.mark.parametrize(("s", "t"), [(0, 1), (1, 2), (499, 500), (250, 900), (999, 1000)])
+def test_posterior_by_bayes_rule(schedule, s, t):
+    """q(x_s|x_t, x_0) is proportional to q(x_t|x_s) q(x_s|x_0): compared on a grid of x_s."""
+    a_s, a_t = schedule.alpha_bar[s], schedule.alpha_bar[t]
+    c_0, c_t, v = posterior(a_s, a_t)
+    x_0, x_t = 0.7, -0.4
+    if s == 0:
+        assert_close(torch.stack([c_0, c_t, v]), torch.tensor([1.0, 0.0, 0.0], dtype=F64))
+        return
+    mean = c_0 * x_0 + c_t * x_t
+    x_s = mean + v.sqrt() * torch.linspace(-3, 3, 101, dtype=F64)
+    alpha = a_t / a_s
+    joint = -(x_t - alpha.sqrt() * x_s).square() / (2 * (1 - alpha)) - (x_s - a_s.sqrt() * x_0).square() / (
+        2 * (1 - a_s)
+    )
+    claimed = -(x_s - mean).square() / (2 * v)
+    assert_close((joint - joint[50]), (claimed - claimed[50]), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_gives_x_0_back(target):
+    alpha = torch.tensor([[0.9], [0.3]], dtype=F64)
+    sigma = (1 - alpha.square()).sqrt()
+    x_0, eps = torch.randn(2, 2, 3, dtype=F64)
+    out = TARGETS[target](x_0, eps, alpha, sigma)
+    assert_close(ESTIMATES[target](alpha * x_0 + sigma * eps, out, alpha, sigma), x_0)
+
+
+# -- the bound -------------------------------------------------------------------------------------
+
+
+def gaussian_decoder(x_0):
+    def log_density(estimate, sigma):
+        return torch.distributions.Normal(estimate, sigma).log_prob(x_0).sum(1)
+
+    return log_density
+
+
+def gap(steps, variance, n):
+    """By how many nats the bound with the exact denoiser falls short of log p."""
+    torch.manual_seed(0)
+    schedule = SCHEDULES["linear"](steps)
+    law = Normal1D(schedule)
+    x_0 = law.draw(n)
+    log_p = torch.distributions.Normal(law.m, law.s).log_prob(x_0).mean()
+    return float(log_p - variational_bound(law.denoise, schedule, x_0, gaussian_decoder(x_0), variance).log_prob.mean())
+
+
+def test_with_the_exact_denoiser_the_bound_is_below_log_p_and_comes_near():
+    """beta_t is nearly the variance of p(x_t-1|x_t) for data that fill the space; q's own is too small for them."""
+    few, more = gap(5, "large", 50_000), gap(20, "large", 50_000)
+    assert few > 3 * more > 0.06 and abs(gap(1000, "large", 5_000)) < 0.03
+    assert gap(1000, "small", 5_000) > 0.3
+
+
+def test_the_bound_of_a_gaussian_is_what_its_kernels_give():
+    """Every term in closed form: the model's chain p(x_s|x_t) is linear, so that its p(x_0) has a known variance."""
+    torch.manual_seed(0)
+    schedule = SCHEDULES["linear"](1000)
+    law = Normal1D(schedule)
+    law.m = 0.0
+    a, expected = schedule.alpha_bar, 0.0
+    for t in range(2, 1001):
+        c_0, _, v = posterior(a[t - 1], a[t])
+        left = law.s**2 * (1 - a[t]) / (a[t] * law.s**2 + 1 - a[t])  # Var[x_0|x_t]
+        expected += float(c_0**2 * left / (2 * v))
+    x_0 = law.draw(20_000)
+    bounds = [variational_bound(law.denoise, schedule, x, gaussian_decoder(x)) for x in x_0.split(2000)]
+    assert_close(float(torch.cat([bound.diffusion for bound in bounds]).mean()), expected, rtol=0.01, atol=0)
+
+
+def test_drawn_terms_are_unbiased_and_their_error_is_known():
+    torch.manual_seed(0)
+    schedule = SCHEDULES["linear"](200)
+    law = Normal1D(schedule)
+    x_0 = torch.full((4000, 1), 0.8, dtype=F64)
+    full = variational_bound(law.denoise, schedule, x_0, gaussian_decoder(x_0), chunk=10**6)
+    some = variational_bound(law.denoise, schedule, x_0, gaussian_decoder(x_0), terms=16)
+    assert (full.stderr == 0).all()
+    error = some.diffusion.std() / len(x_0) ** 0.5
+    assert abs(some.diffusion.mean() - full.diffusion.mean()) < 4 * error
+    assert_close(some.stderr.square().mean(), some.diffusion.var(), rtol=0.1, atol=0)
+
+
+def test_strata_cover_every_time_once():
+    cut = strata(1000, 10)
+    assert cut[0, 0] == 2 and cut[-1, 1] == 1001 and torch.equal(cut[1:, 0], cut[:-1, 1])
+    assert len(cut) == 10 and (cut[:, 1] > cut[:, 0]).all() and len(strata(5, 100)) == 4
+
+
+def test_the_bound_in_float32_equals_that_in_float64():
+    schedule = SCHEDULES["linear"](1000)
+    law = Normal1D(schedule)
+
+    def bound(dtype):
+        torch.manual_seed(0)
+        x_0, noise = law.draw(4), torch.randn
+
+        def denoise(x, t):
+            return law.denoise(x.double(), t).to(dtype)
+
+        torch.randn_like = lambda x: noise(x.shape, dtype=F64).to(x)
+        try:
+            x = x_0.to(dtype)
+            return variational_bound(denoise, schedule, x, gaussian_decoder(x)).log_prob
+        finally:
+            torch.randn_like = like
+
+    like = torch.randn_like
+    assert_close(bound(torch.float32).double(), bound(F64), atol=1e-4, rtol=1e-4)
+
+
+# -- samplers --------------------------------------------------------------------------------------
+
+SAMPLERS = {
+    "ancestral small": lambda *a: ancestral(*a),
+    "ancestral large": lambda *a: ancestral(*a, variance="large"),
+    "ddim": lambda *a: ddim(*a),
+    "ddim eta 0.5": lambda *a: ddim(*a, eta=0.5),
+    "ddim eta 1": lambda *a: ddim(*a, eta=1.0),
+    "dpm_solver": lambda *a: dpm_solver(*a),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_recovers_a_gaussian(name, schedule):
+    torch.manual_seed(0)
+    law = Normal1D(schedule)
+    x = SAMPLERS[name](law.denoise, torch.randn(40_000, 1, dtype=F64), schedule, subsequence(1000, 1000))
+    assert_close(float(x.mean()), law.m, atol=0.012, rtol=0)
+    assert_close(float(x.std()), law.s, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_recovers_two_points(name):
+    torch.manual_seed(0)
+    schedule = SCHEDULES["linear"](1000)
+    x = SAMPLERS[name](
+        TwoPoints(schedule).denoise, torch.randn(10_000, 1, dtype=F64), schedule, subsequence(1000, 1000)
+    )
+    near = (x - torch.tensor([-1.0, 0.5])).abs() < 0.05
+    assert near.any(1).double().mean() > 0.999
+    assert_close(float(near[:, 0].double().mean()), 0.3, atol=0.02, rtol=0)
+
+
+def exact_flow(law, x_T):
+    """Where the probability flow takes x_T for Gaussian data: the quantile stays."""
+    a = law.schedule.alpha_bar[-1]
+    return law.m + law.s * (x_T - a.sqrt() * law.m) / (a * law.s**2 + 1 - a).sqrt()
+
+
+def test_the_deterministic_samplers_follow_the_flow_the_second_order_one_sooner():
+    schedule = SCHEDULES["cosine"](1000)
+    law, x_T = Normal1D(schedule), torch.linspace(-2, 2, 9, dtype=F64)[:, None]
+
+    def error(sampler, n):
+        return float((sampler(law.denoise, x_T, schedule, subsequence(1000, n)) - exact_flow(law, x_T)).abs().max())
+
+    assert error(ddim, 1000) < 5e-3 and error(dpm_solver, 100) < 5e-3
+    assert error(ddim, 20) > 3 * error(dpm_solver, 20)
+    assert error(ddim, 50) > 1.5 * error(ddim, 100)  # first order
+    assert error(dpm_solver, 25) > 3 * error(dpm_solver, 50)  # second
+
+
+def test_ddim_with_eta_1_and_all_steps_is_the_ancestral_sampler():
+    schedule, times = SCHEDULES["linear"](100), subsequence(100, 100)
+    law, x_T = TwoPoints(schedule), torch.randn(5, 1, dtype=F64)
+    a, b = (torch.Generator().manual_seed(0) for _ in range(2))
+    steps_a, steps_b = [], []
+    ancestral(law.denoise, x_T, schedule, times, generator=a, watch=lambda t, x, _: steps_a.append(x))
+    ddim(law.denoise, x_T, schedule, times, 1.0, generator=b, watch=lambda t, x, _: steps_b.append(x))
+    assert len(steps_a) == 100
+    assert_close(steps_a, steps_b)
+
+
+def test_ddim_is_deterministic_and_invertible():
+    schedule = SCHEDULES["linear"](1000)
+    law, times = Normal1D(schedule), subsequence(1000, 1000)
+    x_T = torch.randn(9, 1, dtype=F64)
+    x_0 = ddim(law.denoise, x_T, schedule, times)
+    assert torch.equal(x_0, ddim(law.denoise, x_T, schedule, times))
+    assert_close(ddim_inverse(law.denoise, x_0, schedule, times), x_T, atol=0.02, rtol=0)
+
+
+def test_subsequences_hold_both_ends():
+    for n in (2, 3, 10, 50, 999, 1000):
+        for power in (1.0, 2.0, 3.0):
+            times = subsequence(1000, n, power)
+            assert times[0] == 1000 and times[-1] == 1 and times == sorted(set(times), reverse=True) and len(times) == n
+    assert subsequence(1000, 1000) == list(range(1000, 0, -1)) and subsequence(1000, 1) == [1000]
+    with pytest.raises(ValueError, match="from 1 to 1000"):
+        subsequence(1000, 1001)
+
+
+def test_a_watcher_sees_every_step():
+    schedule, seen = SCHEDULES["linear"](100), []
+    law = Normal1D(schedule)
+    out = dpm_solver(
+        law.denoise,
+        torch.randn(2, 1, dtype=F64),
+        schedule,
+        subsequence(100, 5),
+        watch=lambda t, x, x_0: seen.append((t, x.shape, x_0)),
+    )
+    assert [t for t, _, _ in seen] == subsequence(100, 5) and all(shape == (2, 1) for _, shape, _ in seen)
+    assert torch.equal(seen[-1][2], out)  # the last step goes to the estimate itself
