@@ -1,6 +1,7 @@
 """Callbacks that look at any model through its protocols, one per file."""
 
 from callbacks.attribute_direction import AttributeDirection
+from callbacks.denoising_film import DenoisingFilm
 from callbacks.disentanglement import Disentanglement
 from callbacks.ema import EMA
 from callbacks.fid import FID
@@ -9,7 +10,9 @@ from callbacks.latent_interpolation import LatentInterpolation
 from callbacks.latent_manifold import LatentManifold
 from callbacks.latent_scatter import LatentScatter
 from callbacks.latent_traversal import LatentTraversal
+from callbacks.loss_per_time import LossPerTime
 from callbacks.nearest_neighbours import NearestNeighbours
+from callbacks.noising_film import NoisingFilm
 from callbacks.ood_scores import OODScores
 from callbacks.posterior_statistics import PosteriorStatistics
 from callbacks.prediction_writer import PredictionWriter
@@ -22,13 +25,16 @@ __all__ = [
     "EMA",
     "FID",
     "AttributeDirection",
+    "DenoisingFilm",
     "Disentanglement",
     "Film",
     "LatentInterpolation",
     "LatentManifold",
     "LatentScatter",
     "LatentTraversal",
+    "LossPerTime",
     "NearestNeighbours",
+    "NoisingFilm",
     "OODScores",
     "PosteriorStatistics",
     "PredictionWriter",

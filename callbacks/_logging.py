@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image
 from torch import Tensor
 
 from lit_generative.images import save_png, to_uint8
@@ -18,6 +19,13 @@ def run_folder(trainer: Trainer) -> Path | None:
     return None if folder is None or dry_run else Path(folder)
 
 
+def _when(trainer: Trainer) -> str:
+    stage: Any = trainer.state.fn
+    if stage in (None, TrainerFn.FITTING):
+        return f"epoch{trainer.current_epoch:04d}_step{trainer.global_step:07d}"
+    return stage.value
+
+
 def log_image(trainer: Trainer, folder: Path | None, name: str, picture: Tensor) -> None:
     """Write ``picture`` (3, H, W) in [0, 1] as ``images/<name>_epoch..._step....png`` and show it in every logger.
 
@@ -26,9 +34,7 @@ def log_image(trainer: Trainer, folder: Path | None, name: str, picture: Tensor)
     epoch, step = trainer.current_epoch, trainer.global_step
     if folder is None or not trainer.is_global_zero:
         return
-    stage: Any = trainer.state.fn
-    when = f"epoch{epoch:04d}_step{step:07d}" if stage in (None, TrainerFn.FITTING) else stage.value
-    save_png(picture, folder / "images" / f"{name}_{when}.png")
+    save_png(picture, folder / "images" / f"{name}_{_when(trainer)}.png")
     levels = to_uint8(picture)  # loggers would truncate floats, or take them for levels
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
@@ -38,3 +44,20 @@ def log_image(trainer: Trainer, folder: Path | None, name: str, picture: Tensor)
             )
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, levels, step)
+
+
+def log_film(trainer: Trainer, folder: Path | None, name: str, pictures: list[Tensor], seconds: float = 0.1) -> None:
+    """Write pictures (3, H, W) in [0, 1] as the GIF ``images/<name>_epoch..._step....gif``; else as `log_image`."""
+    if folder is not None and trainer.is_global_zero:
+        frames = [Image.fromarray(to_uint8(picture).permute(1, 2, 0).numpy()) for picture in pictures]
+        write_film(trainer, folder / "images" / f"{name}_{_when(trainer)}.gif", frames, seconds)
+
+
+def write_film(trainer: Trainer, path: Path, pictures: list[Image.Image], seconds: float) -> None:
+    """Write an animated GIF of those pictures that have the size of the last, and show it where a logger can."""
+    frames = [picture.convert("RGB").quantize(64) for picture in pictures if picture.size == pictures[-1].size]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            name = path.stem.split("_epoch")[0]
+            logger.log_video(f"{name}_film", [str(path)], step=trainer.global_step, format=["gif"])

@@ -66,3 +66,14 @@ def scatter(points: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor:
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.legend(frameon=False, markerscale=4)
     return picture(figure)
+
+
+def curve(x: Tensor, y: Tensor, x_name: str, y_name: str) -> Tensor:
+    """y over x, on a logarithmic scale; picture ``(3, H, W)``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(x.numpy(), y.numpy(), marker=".")
+    axes.set(xlabel=x_name, ylabel=y_name, yscale="log")
+    return picture(figure)

@@ -178,7 +178,7 @@ class OODScores(FirstBatch):
                     columns["background"] = self._background.log_prob(x)
         if isinstance(model, HasOODScores):
             with forked_rng(seed, x.device):
-                columns |= model.ood_scores(x)
+                columns |= ood.spread(model.ood_scores(x))
         return columns
 
     # -- numbers -----------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ class OODScores(FirstBatch):
             return
         columns = {name: dict(zip(self._columns, rows.compute().T, strict=True)) for name, rows in self._rows.items()}
         self._rows = {}
-        metrics = trainer.strategy.broadcast(self._evaluate(columns) if trainer.is_global_zero else {})
+        metrics = trainer.strategy.broadcast(self._evaluate(ood.gathered(columns)) if trainer.is_global_zero else {})
         # the same everywhere: sync_dist only spares Lightning's warning
         pl_module.log_dict({f"ood/{name}": value for name, value in metrics.items()}, sync_dist=True)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_generative.diffusion import SAMPLERS, SCHEDULES, Watcher, denoising_losses, estimate, subsequence
+from lit_generative.diffusion import SAMPLERS, SCHEDULES, Watcher, ddim, denoising_losses, estimate, subsequence
 from lit_generative.diffusion_bound import Bound
 from lit_generative.interpolation import arcs
 from lit_generative.likelihoods import bits_per_dim
@@ -58,6 +58,11 @@ class DenoisingModel(GenerativeModel):
         self._tested = 0
         # of every image: the loss in validation; the bound, its parts and the variance of what was drawn in test
         self.losses, self.terms = Moments(1), Moments(5)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.schedule.steps
 
     @abstractmethod
     def to_data(self, x: Tensor) -> Tensor:
@@ -145,6 +150,42 @@ class DenoisingModel(GenerativeModel):
         """Images of ``n`` arcs between two draws of x_T, without other noise, ``(n * steps, C, H, W)`` in [0, 1]."""
         ends = torch.randn(2, n, *self.data_shape, device=self.device)
         return self.generate(arcs(ends.flatten(2), steps).unflatten(1, self.data_shape), sampler="dpm_solver")
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def noised(self, x: Tensor, t: Tensor) -> Tensor:
+        """q(x_t|x_0) of images ``(B, C, H, W)`` at times ``(B,)``, as images in [0, 1]."""
+        x_0 = self.to_data(x)
+        return self.to_images(self.schedule.diffuse(x_0, t, torch.randn_like(x_0)))
+
+    def denoising(self, n: int, every: int) -> Tensor:
+        """x_t of ``n`` samples of the ancestral sampler at T, T - every, ... and 0, ``(frames, n, C, H, W)``."""
+        frames: list[Tensor] = []
+
+        def watch(t: int, x_t: Tensor, x_0: Tensor) -> None:
+            if (self.steps - t) % every == 0:
+                frames.append(self.to_images(x_t))
+
+        x_T = torch.randn(n, *self.data_shape, device=self.device)
+        last = self.generate(x_T, steps=self.steps, sampler="ancestral", watch=watch)
+        return torch.stack([*frames, last])
+
+    @torch.no_grad()
+    def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
+        """How far images noised to T/10, 3T/10, ... come back from themselves: mean squared error, ``(B, 5)``.
+
+        The reconstructions of Graham et al. (2023), arXiv:2211.07740, Section 3, at several scales, by ten steps of
+        DDIM each and without LPIPS.
+        """
+        errors = []
+        for tenths in (1, 3, 5, 7, 9):
+            t = max(1, self.steps * tenths // 10)
+            x_0 = self.to_data(x)
+            x_t = self.schedule.diffuse(x_0, torch.full((len(x),), t, device=x.device), torch.randn_like(x_0))
+            back = ddim(self.denoise, x_t, self.schedule, subsequence(t, min(t, 10)))
+            errors.append((self.to_images(back) - x).square().flatten(1).mean(1))
+        return {"reconstruction": torch.stack(errors, 1)}
 
     # -- Lightning ---------------------------------------------------------------------------------
 

@@ -84,6 +84,17 @@ class GenerativeModel(LightningModule):
         if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             raise ValueError(f"{option} needs to know the length of the run: set --trainer.max_epochs or max_steps")
 
+    def start_from(self, path: str) -> None:
+        """Take those weights of a file that fit; see `checkpoints.start_from`."""
+        # imported here: checkpoints imports every model
+        from lit_generative.checkpoints import read_weights, start_from
+
+        start_from(self, self.translated(read_weights(path)), path)
+
+    def translated(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of another's layout that the model knows under our names; others as they are."""
+        return state
+
     def describe_test(self) -> str:
         """The protocol behind the numbers that ``test`` logs, in one line."""
         return ""

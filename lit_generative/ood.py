@@ -67,6 +67,32 @@ def scores(
     return named
 
 
+def spread(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's scores ``(N,)`` as they are, those of several numbers ``(N, K)`` as ``name@0``, ``name@1``, ..."""
+    columns: dict[str, Tensor] = {}
+    for name, values in scores.items():
+        several = {f"{name}@{k}": column for k, column in enumerate(values.T)} if values.ndim > 1 else {name: values}
+        columns |= several
+    return columns
+
+
+def gathered(sets: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """The columns of all sets of images, those of `spread` as one again: their mean z-score by the set ``train``.
+
+    That is how Graham et al. (2023), Section 3.3, join errors at several scales. It takes the scores by set and name.
+    """
+    train, joined = sets["train"], {}
+    for set_name, columns in sets.items():
+        groups: dict[str, list[Tensor]] = {}
+        for name, values in columns.items():
+            scale, at, _ = name.partition("@")
+            groups.setdefault(scale, []).append(
+                (values - train[name].mean()) / train[name].std().clamp(min=1e-12) if at else values
+            )
+        joined[set_name] = {name: torch.stack(parts).mean(0) for name, parts in groups.items()}
+    return joined
+
+
 def simple_images(test: Tensor, seed: int) -> dict[str, Tensor]:
     """Sets of the size of ``test``, uint8 ``(N, C, H, W)``, that need no files: noise, constants, ``test`` changed."""
     levels = torch.arange(len(test)) * 256 // len(test)

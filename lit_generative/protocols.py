@@ -29,6 +29,7 @@ class HasOODScores(Protocol):
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
         """The model's own scores of each image, higher the more it looks out of distribution, ``(B,)`` by name.
 
+        One of several numbers, ``(B, K)``, is standardised by training images and averaged.
         An attribute ``ood_headline`` names the one that stands for the model where it has no likelihood.
         """
         ...
@@ -63,6 +64,23 @@ class HasPosterior(Protocol):
 class Interpolates(Protocol):
     def interpolate(self, n: int, steps: int) -> Tensor:
         """``n`` ways of ``steps`` images from one sample to another, ``(n * steps, C, H, W)`` in [0, 1], way by way."""
+        ...
+
+
+@runtime_checkable
+class Diffuses(Protocol):
+    steps: int  # T
+
+    def noised(self, x: Tensor, t: Tensor) -> Tensor:
+        """What images ``(B, C, H, W)`` look like at times ``(B,)``, 0 to T, of the diffusion, ``(B, C, H, W)``."""
+        ...
+
+    def denoising(self, n: int, every: int) -> Tensor:
+        """``n`` samples on their way from noise, a picture ``every`` so many times, ``(frames, n, C, H, W)``."""
+        ...
+
+    def losses_at(self, x: Tensor, t: Tensor) -> Tensor:
+        """The training loss of images at times ``(B,)``, 1 to T, ``(B,)``."""
         ...
 
 

@@ -21,7 +21,7 @@ from lit_generative.denoising import DenoisingModel, Sampler
 from lit_generative.diffusion_bound import Bound, variational_bound
 from lit_generative.images import from_symmetric, to_symmetric
 from lit_generative.likelihoods import DiscretizedGaussian
-from lit_generative.nn.unet import UNet
+from lit_generative.nn.unet import UNet, renamed
 
 
 class DDPM(DenoisingModel):
@@ -42,7 +42,7 @@ class DDPM(DenoisingModel):
         sampler: What `sample` goes by.
         sampling_steps: Times that it asks the network.
         bound_terms: Terms of the bound that `log_prob` draws for every image out of T - 1; 0: it takes them all.
-        init_from: File with the network's weights, such as those of diffusers' ``google/ddpm-cifar10-32``.
+        init_from: Weights to start from: a checkpoint, or diffusers' of ``UNet2DModel`` (``google/ddpm-cifar10-32``).
     """
 
     def __init__(
@@ -78,6 +78,12 @@ class DDPM(DenoisingModel):
         labels = classes + 1 if classes else 0  # the last stands for none
         self.denoiser = UNet(image_shape, channels, blocks, attention_at, head_channels, dropout, groups, patch, labels)
         self.diffuse_by(steps, schedule, target, variance, sampler, sampling_steps, bound_terms, lr, warmup, decay_from)
+        if init_from is not None:
+            self.start_from(init_from)
+
+    def translated(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Diffusers' U-Nets have the weights of ours and the same names."""
+        return {f"denoiser.{name}": v for name, v in renamed(state).items()} if "conv_in.weight" in state else state
 
     # -- pixels in [-1, 1] -------------------------------------------------------------------------
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from lit_generative.bijections import Chain, finite_or_impossible, standard_normal
 from lit_generative.coupling import dense
+from lit_generative.first_stage import borrow
 from lit_generative.interpolation import arcs, not_negative
 from lit_generative.metrics import Moments
 from lit_generative.module import GenerativeModel
 from lit_generative.nn.mlp import MLPAutoencoder
-from lit_generative.protocols import HasLatent
 
 
 class LatentFlow(GenerativeModel):
@@ -69,11 +69,7 @@ class LatentFlow(GenerativeModel):
         if autoencoder is None:
             self.autoencoder = MLPAutoencoder(image_shape, hidden, latent)
         else:
-            self.autoencoder, autoencoder = borrow(autoencoder)
-            if tuple(self.autoencoder.image_shape) != tuple(image_shape):
-                raise ValueError(
-                    f"the autoencoder is one of images {tuple(self.autoencoder.image_shape)}, not {tuple(image_shape)}"
-                )
+            self.autoencoder, autoencoder = borrow(autoencoder, image_shape)
             self.levels = self.autoencoder.levels
         self.save_hyperparameters()  # of a borrowed autoencoder its description, no longer its file
         self.image_shape, self.dims = image_shape, math.prod(image_shape)
@@ -226,24 +222,3 @@ class LatentFlow(GenerativeModel):
         learning = self.flow if self.given else self
         # what has no gradient is not moved: the flow at first, the autoencoder then
         return self.with_decay(torch.optim.Adam(learning.parameters(), self.lr, fused=True), self.decay_from)
-
-
-def borrow(source: str | dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A frozen model that can encode and decode, from a checkpoint or from what an earlier one said of it, and that.
-
-    Raises:
-        CheckpointError: No such checkpoint.
-        TypeError: A model that cannot encode and decode.
-    """
-    # imported here: checkpoints imports every model
-    from lit_generative.checkpoints import find_class, load_model, model_config, read_checkpoint
-
-    if isinstance(source, str):
-        model, config = load_model(source), model_config(read_checkpoint(source))
-    else:
-        model, config = find_class(source["class_path"], GenerativeModel)(**source["init_args"]), source
-    if not isinstance(model, HasLatent):
-        raise TypeError(
-            f"the autoencoder of a LatentFlow must `encode` and `decode`, which {type(model).__name__} cannot"
-        )
-    return model.eval().requires_grad_(False), config

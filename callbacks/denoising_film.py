@@ -1,0 +1,23 @@
+"""How a diffusion makes images of noise."""
+
+from typing import Any
+
+from torch import Tensor
+
+from callbacks._frames import Frames
+from lit_generative.protocols import Diffuses
+
+
+class DenoisingFilm(Frames):
+    """``n`` samples on their way from noise, every ``every`` steps of all T; this asks the network T times.
+
+    A GIF, and a picture with a row for each sample.
+    """
+
+    name, protocol = "denoising", Diffuses
+
+    def __init__(self, n: int = 8, every: int = 24, every_n_epochs: int = 10, seed: int = 0) -> None:
+        super().__init__(n, every, every_n_epochs, seed)
+
+    def frames(self, model: Any, batch: Any) -> Tensor:
+        return model.denoising(self.n, self.every)

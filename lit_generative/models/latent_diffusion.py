@@ -1,0 +1,105 @@
+r"""High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022), arXiv:2112.10752.
+
+    z ~ q(z|x)                                                   of a frozen VAE, the first stage, Section 3.1
+    L_LDM     = E ||eps - eps_theta(z_t, t)||^2                  a DDPM of z_0 = z, Eq. 2
+    log p(x) >= E_q[log p(x|z) - log q(z|x) + log p(z)]          log p(z) bounded by the DDPM in its turn
+
+The first stage is our VAE, whose latents are vectors, and the network a residual one of vectors. Over all images, z has
+about mean 0 and variance 1 by the VAE's own objective, and is taken as it is. The bound is one on the images: the
+diffusion stands in the place of the prior.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from lit_generative.denoising import DenoisingModel, Sampler
+from lit_generative.diffusion_bound import Bound, variational_bound
+from lit_generative.first_stage import borrow
+from lit_generative.nn.time_mlp import TimeMLP
+
+
+class LatentDiffusion(DenoisingModel):
+    """Diffusion of the latents of a VAE that is there already.
+
+    Args:
+        autoencoder: Checkpoint of a VAE. What is saved afterwards holds it, and alone is enough.
+        image_shape: (C, H, W) of the images.
+        width: Units of the network's layers, an even number.
+        depth: Its residual blocks.
+        steps, schedule, target, variance, lr, warmup, decay_from, sampler, sampling_steps, bound_terms: As of `DDPM`.
+
+    Raises:
+        TypeError: The autoencoder has no posterior and likelihood.
+        ValueError: It is one of other images.
+    """
+
+    def __init__(
+        self,
+        autoencoder: str | dict[str, Any],
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        width: int = 256,
+        depth: int = 4,
+        steps: int = 1000,
+        schedule: Literal["linear", "cosine"] = "linear",
+        target: Literal["eps", "x_0", "v"] = "eps",
+        variance: Literal["small", "large"] = "large",
+        lr: float = 1e-3,
+        warmup: int = 0,
+        decay_from: float = 0.5,
+        sampler: Sampler = "dpm_solver",
+        sampling_steps: int = 20,
+        bound_terms: int = 100,
+    ) -> None:
+        super().__init__()
+        if width < 4 or width % 2 or depth < 1:
+            raise ValueError(f"width must be even and at least 4, depth at least 1; got {width} and {depth}")
+        self.autoencoder: Any
+        self.autoencoder, autoencoder = borrow(autoencoder, image_shape)
+        if not (hasattr(self.autoencoder, "q") and hasattr(self.autoencoder, "p")):
+            raise TypeError(
+                "the autoencoder of a LatentDiffusion must have a posterior `q` and a likelihood `p`, as a VAE has: "
+                f"{type(self.autoencoder).__name__} has not"
+            )
+        self.save_hyperparameters()  # of the autoencoder its description, no longer its file
+        self.image_shape, self.levels = image_shape, self.autoencoder.levels
+        self.data_shape = (self.autoencoder.latent,)
+        self.denoiser = TimeMLP(*self.data_shape, width, depth)
+        self.diffuse_by(steps, schedule, target, variance, sampler, sampling_steps, bound_terms, lr, warmup, decay_from)
+
+    # -- latents -----------------------------------------------------------------------------------
+
+    def to_data(self, x: Tensor) -> Tensor:
+        """A draw of q(z|x)."""
+        with torch.no_grad():
+            return self.autoencoder.q(x).sample()
+
+    def to_images(self, x_0: Tensor) -> Tensor:
+        return self.autoencoder.decode(x_0)
+
+    def predict(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        return self.denoiser(x_t, t - 1).to(x_t)
+
+    # -- log p(x) >= E_q[log p(x|z) - log q(z|x) + log p(z)] ---------------------------------------
+
+    def bound(self, x: Tensor, c: Tensor | None = None, terms: int | None = None) -> Bound:
+        self.require_images(x)
+        q = self.autoencoder.q(x)
+        z = q.sample()
+
+        def log_density(estimate: Tensor, sigma: Tensor) -> Tensor:  # of z_0 given z_1
+            return Normal(estimate, sigma, validate_args=False).log_prob(z).sum(1)
+
+        drawn = self.bound_terms if terms is None else terms
+        latent = variational_bound(self.denoise, self.schedule, z, log_density, self.variance, drawn)
+        log_p_x = self.autoencoder.p(z[None]).log_prob(x)[0]
+        return latent._replace(decoder=latent.decoder + q.log_prob(z).sum(1) - log_p_x)
+
+    # -- Lightning ---------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> "LatentDiffusion":
+        super().train(mode)
+        self.autoencoder.eval()
+        return self

@@ -1,0 +1,288 @@
+"""DDPM and latent diffusion: what the models add to the functions of `diffusion`."""
+
+import math
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import save_file
+from stubs import trainer
+from torch.testing import assert_close
+
+from callbacks import EMA
+from datamodules import FashionMNIST
+from lit_generative.checkpoints import CheckpointError, load_model, read_checkpoint
+from lit_generative.models.ddpm import DDPM
+from lit_generative.models.latent_diffusion import LatentDiffusion
+from lit_generative.models.vae import VAE
+
+TINY = {"channels": (8, 8), "groups": 4, "steps": 50, "sampling_steps": 5}
+
+
+def tiny(**kwargs):
+    model = DDPM(**(TINY | kwargs))
+    for p in model.parameters():
+        p.data += 0.02 * torch.randn_like(p)
+    return model.eval()
+
+
+def images(n=4):
+    return torch.randint(256, (n, 1, 28, 28)) / 255
+
+
+@pytest.fixture
+def data(data_dir):
+    return FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16)
+
+
+class Perfect(DDPM):
+    """Knows the image."""
+
+    def __init__(self, x, **kwargs):
+        super().__init__(**(TINY | kwargs))
+        self.x_0 = self.to_data(x)
+
+    def predict(self, x_t, t, c=None):
+        a = self.schedule.at(t, x_t).to(x_t)
+        x_0 = self.x_0[:1].expand_as(x_t)
+        return {"x_0": x_0, "eps": (x_t - a.sqrt() * x_0) / (1 - a).sqrt()}[self.target]
+
+
+def test_an_untrained_network_says_zero_and_loses_the_variance_of_the_noise():
+    torch.manual_seed(0)
+    model = DDPM(**TINY)
+    losses = model.losses_at(images(64), torch.randint(1, 51, (64,)))
+    assert losses.shape == (64,) and abs(float(losses.detach().mean()) - 1) < 0.05
+
+
+def test_a_model_that_knows_the_image_loses_nothing_samples_it_and_bounds_it_closely():
+    x = images(1)
+    for target in ("eps", "x_0"):
+        model = Perfect(x, target=target, steps=1000)
+        assert model.losses_at(x, torch.tensor([7])).max() < 1e-8
+        for sampler in ("ancestral", "ddim", "dpm_solver"):
+            assert_close(model.sample(2, sampler=sampler), x.expand(2, -1, -1, -1), atol=1e-3, rtol=0)
+        bound = model.bound(x, terms=0)
+        assert bound.diffusion.abs() < 0.05 and bound.stderr == 0  # with the small variance, p is q
+        # left: L_T, and a Gaussian with beta_1's standard deviation, 0.01 in [-1, 1], around the right level
+        level = math.erf(1 / 255 / 0.01 / math.sqrt(2))
+        assert_close(float(bound.decoder), -784 * math.log(level), rtol=0.02, atol=0)
+        assert bound.prior < 0.1
+
+
+def test_the_networks_time_starts_at_0():
+    model, seen = tiny(), []
+    model.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    model.losses_at(images(2), torch.tensor([1, 50]))
+    assert seen[0].tolist() == [0, 49]
+
+
+def test_estimates_stay_in_range_and_samples_agree_with_them():
+    model = tiny()
+    x_0 = model.denoise(torch.randn(4, 1, 28, 28), torch.tensor([1, 2, 30, 50]))
+    assert x_0.abs().max() == 1
+    with torch.random.fork_rng():
+        a = model.sample(2, steps=50, sampler="ddim", eta=1.0)
+    assert a.min() >= 0 and a.max() <= 1
+
+
+def test_all_terms_and_some_agree():
+    torch.manual_seed(0)
+    model, x = tiny(), images(1).expand(200, -1, -1, -1)
+    full, some = model.bound(x, terms=0), model.bound(x, terms=8)
+    error = (some.diffusion.var() / 200 + full.diffusion.var() / 200).sqrt()
+    assert abs(some.diffusion.mean() - full.diffusion.mean()) < 4 * error
+    assert (model.log_prob(x) < 0).all() and not model.log_prob(x).requires_grad
+
+
+def test_the_bound_of_random_weights_is_no_better_than_eight_bits_of_noise():
+    torch.manual_seed(0)
+    assert tiny().bound(images(8), terms=0).log_prob.mean() < -784 * math.log(256)
+
+
+# -- classes ---------------------------------------------------------------------------------------
+
+
+def test_guidance_goes_beyond_the_labelled_model():
+    model, t = tiny(classes=3), torch.tensor([9, 9])
+    x_t, c = torch.randn(2, 1, 28, 28), torch.tensor([0, 2])
+    with_c, without = model.predict(x_t, t, c), model.predict(x_t, t)
+    assert not torch.equal(with_c, without)
+    assert torch.equal(without, model.predict(x_t, t, torch.full_like(c, 3)))
+    assert_close(model.denoise(x_t, t, c, 0.0), model.denoise(x_t, t, c))
+    a = model.schedule.at(t, x_t).to(x_t)
+    eps = with_c + 2.0 * (with_c - without)
+    expected = ((x_t - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1)
+    assert_close(model.denoise(x_t, t, c, 2.0), expected, atol=1e-5, rtol=1e-5)
+    assert model.sample(2, c, guidance=2.0).shape == (2, 1, 28, 28)
+
+
+def test_some_labels_are_hidden_in_training(data, tmp_path):
+    model, seen = DDPM(**TINY, classes=10, unlabelled=0.5), []
+    model.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2]) if module.training else None)
+    trainer(tmp_path, max_steps=12, max_epochs=-1, logger=False, limit_val_batches=0).fit(model, datamodule=data)
+    labels = torch.cat(seen)
+    assert 0.3 < (labels == 10).double().mean() < 0.7 and labels[labels < 10].unique().numel() > 3
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+
+def reference():
+    return UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=None,
+        norm_num_groups=4,
+        norm_eps=1e-6,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        downsample_padding=0,
+    )
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_it_starts_from_weights_of_diffusers(suffix, tmp_path, data):
+    net = reference()
+    path = tmp_path / f"diffusion_pytorch_model.{suffix}"
+    save_file(net.state_dict(), path) if suffix == "safetensors" else torch.save(net.state_dict(), path)
+    model = DDPM(**TINY, patch=1, init_from=str(path))
+    x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 50])
+    with torch.no_grad():
+        assert_close(model.predict(x, t), net.eval()(x, t - 1).sample, atol=1e-5, rtol=1e-5)
+    fit = trainer(tmp_path, max_steps=1, max_epochs=-1, logger=False, limit_val_batches=0)
+    fit.fit(model, datamodule=data)
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    path.unlink()  # no longer needed
+    assert isinstance(load_model(tmp_path / "a.ckpt"), DDPM)
+
+
+def test_it_starts_from_a_checkpoint_of_another_size_of_images(tmp_path, data):
+    model = DDPM(**TINY)
+    fit = trainer(tmp_path, max_steps=1, max_epochs=-1, logger=False, limit_val_batches=0)
+    fit.fit(model, datamodule=data)
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    again = DDPM(**TINY, image_shape=(1, 32, 32), init_from=str(tmp_path / "a.ckpt"))
+    assert_close(again.denoiser.state_dict(), model.denoiser.state_dict())
+
+
+def test_weights_that_hardly_fit_are_refused(tmp_path):
+    torch.save(tiny(patch=1).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"left fresh.*is it a checkpoint of another model"):
+        DDPM(**TINY | {"channels": (16, 16)}, init_from=str(tmp_path / "a.pt"))
+    torch.save({"a": 3}, tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        DDPM(**TINY, init_from=str(tmp_path / "b.pt"))
+    (tmp_path / "c.safetensors").write_bytes(b"not that")
+    with pytest.raises(CheckpointError, match="damaged"):
+        DDPM(**TINY, init_from=str(tmp_path / "c.safetensors"))
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        DDPM(**TINY, init_from=str(tmp_path / "nowhere.pt"))
+
+
+def test_schedules_are_in_no_checkpoint_and_averages_leave_them_alone(tmp_path, data):
+    model = DDPM(**TINY)
+    before = model.schedule.alpha_bar.clone()
+    fit = trainer(tmp_path, max_steps=3, max_epochs=-1, logger=False, callbacks=[EMA(["denoiser"])])
+    fit.fit(model, datamodule=data)
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    state = read_checkpoint(tmp_path / "a.ckpt")
+    assert not [name for name in (*state["state_dict"], *state["ema"]["weights"]) if "alpha" in name or "freq" in name]
+    assert torch.equal(model.schedule.alpha_bar, before) and model.schedule.alpha_bar.dtype == torch.float64
+    again = DDPM.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert torch.equal(again.schedule.alpha_bar, before)
+
+
+# -- training and testing --------------------------------------------------------------------------
+
+
+def test_the_learning_rate_warms_up_and_falls(tmp_path, data):
+    model, seen = DDPM(**TINY, lr=1.0, warmup=4, decay_from=0.5), []
+
+    class Watch(EMA):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    fit = trainer(
+        tmp_path, max_steps=12, max_epochs=-1, logger=False, limit_val_batches=0, callbacks=[Watch(["denoiser"])]
+    )
+    fit.fit(model, datamodule=data)
+    assert_close(seen, [0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+
+
+def test_test_reports_the_bound_and_its_parts(tmp_path, data):
+    fit = trainer(tmp_path, logger=False)
+    (metrics,) = fit.test(tiny(), datamodule=data, verbose=False)
+    parts = sum(metrics[f"test/{name}"] for name in ("prior_kl", "diffusion", "decoder"))
+    assert_close(metrics["test/nll"], parts, rtol=1e-5, atol=1e-3)
+    assert_close(metrics["test/bpd"], metrics["test/nll"] / (784 * math.log(2)), rtol=1e-5, atol=0)
+    assert 0 < metrics["test/drawn_terms_stderr"] < metrics["test/nll_stderr"] * 2
+    (fewer,) = fit.test(tiny(bound_terms=0), datamodule=data, verbose=False)
+    assert fewer["test/drawn_terms_stderr"] == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sampling_steps": 51},
+        {"steps": 1},
+        {"warmup": -1},
+        {"bound_terms": -2},
+        {"classes": -1},
+        {"unlabelled": 1.5},
+        {"decay_from": 2.0},
+    ],
+)
+def test_what_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError):
+        DDPM(**TINY | wrong)
+    with pytest.raises(ValueError, match="there is no sampler euler: choose from ancestral, ddim, dpm_solver"):
+        tiny().sample(1, sampler="euler")
+
+
+# -- latent diffusion ------------------------------------------------------------------------------
+
+
+def test_latent_diffusion_with_the_prior_for_a_model_has_the_bound_of_the_vae():
+    """Where z ~ N(0, I), E[z|z_t] = sqrt(alpha_bar_t) z_t exactly, and the diffusion is the prior."""
+    torch.manual_seed(0)
+    vae = VAE(hidden=(16,), latent=3)
+    config = {"class_path": "lit_generative.models.vae.VAE", "init_args": {"hidden": [16], "latent": 3}}
+    model = LatentDiffusion(config, width=8, depth=1, bound_terms=0)
+    model.autoencoder.load_state_dict(vae.state_dict())
+    model.denoise = lambda z_t, t: model.schedule.at(t, z_t).sqrt().to(z_t) * z_t
+    x = images(1).expand(500, -1, -1, -1)
+    bound, elbo = model.bound(x).log_prob, model.autoencoder.log_weights(x, model.autoencoder.q(x), 1)[0]
+    error = float((bound.var() / 500 + elbo.var() / 500).sqrt())
+    assert abs(float(bound.mean() - elbo.mean())) < 4 * error + 0.1
+
+
+def test_latent_diffusion_learns_its_denoiser_alone_and_needs_no_other_file(tmp_path, data):
+    fit = trainer(tmp_path, max_steps=2, max_epochs=-1, logger=False)
+    fit.fit(VAE(hidden=(8,), latent=3), datamodule=data)
+    fit.save_checkpoint(tmp_path / "vae.ckpt")
+    model = LatentDiffusion(str(tmp_path / "vae.ckpt"), width=8, depth=1, steps=50)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    fit = trainer(tmp_path, max_steps=5, max_epochs=-1, logger=False)
+    with pytest.warns(UserWarning, match="in eval mode at the start of training"):  # meant: it does not learn
+        fit.fit(model, datamodule=data)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name in before if name.startswith("denoiser.")}
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    (tmp_path / "vae.ckpt").unlink()
+    again = load_model(tmp_path / "a.ckpt")
+    torch.manual_seed(0)
+    expected = model.eval().sample(3)
+    torch.manual_seed(0)
+    assert torch.equal(again.sample(3), expected)
+
+
+def test_a_first_stage_without_a_posterior_is_refused():
+    config = {"class_path": "lit_generative.models.realnvp.RealNVP", "init_args": {"width": 4, "depth": 1}}
+    with pytest.raises(TypeError, match="must have a posterior `q` and a likelihood `p`"):
+        LatentDiffusion(config)
