@@ -156,6 +156,7 @@ def test_resuming_keeps_a_changed_learning_rate_out_of_the_checkpoints_hands(fit
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")  # what is borrowed
 def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
     """As it is, but for numbers of batches, samples and layers; colour images and Inception's weights are made up."""
     colour = torch.randint(0, 256, (96, 3, 32, 32), dtype=torch.uint8), torch.arange(96) % 10
@@ -178,6 +179,11 @@ def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
     recipe.get("checkpoint", {}).pop("every_n_epochs", None)
     if recipe["model"]["init_args"].get("depth", 0) > 2:
         recipe["model"]["init_args"] |= {"depth": 1, "width": 8}
+    if len(recipe["model"]["init_args"].get("channels", ())) > 2:
+        recipe["model"]["init_args"] |= {"channels": [8, 8], "groups": 4, "blocks": 1}
+    if recipe["model"]["class_path"] == "LatentDiffusion":
+        vae = {"class_path": "lit_generative.models.vae.VAE", "init_args": {"hidden": [8], "latent": 3}}
+        recipe["model"]["init_args"]["autoencoder"] = vae
     path = tmp_path / path.name
     path.write_text(yaml.safe_dump(recipe))
     few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]

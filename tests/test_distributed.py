@@ -34,6 +34,7 @@ def test_metrics_of_two_processes_are_those_of_one(data_dir, tmp_path):
     for found in (one, two):
         assert found.pop("test/samples_per_second") > 0
     assert {"test/fid_quarters", "test/recall", "ood/MNIST/auroc_likelihood", "val/fid_quarters"} <= one.keys()
+    assert one["ddpm test/fid_quarters"] > 0  # the same noise, whoever draws it
     # the weights of a VAE that two processes train are others, so its distance is not compared
     assert one.pop("val/fid_quarters") > 0 and two.pop("val/fid_quarters") > 0
     assert two == pytest.approx(one, rel=1e-6)

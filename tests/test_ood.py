@@ -90,3 +90,17 @@ def test_simple_images():
     assert_close(sets["inverted"].int() + test.int(), torch.full_like(test, 255).int())
     assert torch.equal(sets["hflip"].flip(-1), test) and torch.equal(sets["vflip"].flip(-2), test)
     assert torch.equal(sets["uniform"], ood.simple_images(test, seed=0)["uniform"])
+
+
+def test_a_score_of_several_numbers_is_the_mean_of_its_z_scores():
+    """Two scales of which one is a thousand times the other count alike; what is one number stays."""
+    train, far = torch.randn(500, 2).double() * torch.tensor([1.0, 1e3]) + 5, torch.tensor([[7.0, 2005.0]]).double()
+    sets = {
+        "train": ood.spread({"errors": train, "kl": train[:, 0]}),
+        "far": ood.spread({"errors": far, "kl": far[:, 0]}),
+    }
+    assert list(sets["far"]) == ["errors@0", "errors@1", "kl"]
+    joined = ood.gathered(sets)
+    assert_close(joined["train"]["errors"].mean(), torch.tensor(0.0).double(), atol=1e-9, rtol=0)
+    assert_close(joined["far"]["errors"], torch.tensor([2.0]).double(), atol=0.3, rtol=0)
+    assert torch.equal(joined["far"]["kl"], far[:, 0])

@@ -10,6 +10,7 @@ from torch.distributions import Normal
 
 from callbacks import FID, OODScores, PosteriorStatistics, ReconstructionFID, ReconstructionGrid, Report, SampleGrid
 from datamodules import MNIST, FashionMNIST
+from lit_generative.models.ddpm import DDPM
 from lit_generative.models.vae import VAE
 
 
@@ -52,6 +53,13 @@ def main():
     found = trainer.test(Model(), datamodule=data, verbose=False)[0]
     vae = VAE(hidden=(8,), latent=2)
     trainer.fit(vae, datamodule=data)  # validation with the same callbacks
+    torch.manual_seed(0)
+    diffusion = DDPM(channels=(8, 8), groups=4, steps=20, sampler="ancestral", sampling_steps=5)
+    for p in diffusion.denoiser.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    trainer.callbacks[:] = [c for c in trainer.callbacks if type(c) is FID]
+    sampled = trainer.test(diffusion, datamodule=data, verbose=False)[0]
+    found |= {f"ddpm {name}": v for name, v in sampled.items() if "quarters" in name}
     if trainer.is_global_zero:
         found |= {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/fid")}
         print("numbers: " + json.dumps(found))

@@ -205,12 +205,13 @@ class UNet(nn.Module):
                 zero(module)
 
     def forward(self, x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-        h = self.fold(F.pad(x, self.padding)).contiguous(memory_format=torch.channels_last)
+        h = self.fold(F.pad(x, self.padding))
         embedding = self.time_embedding(t)
         if self.class_embedding is not None:
             embedding = embedding + self.class_embedding(c)
         embedding = F.silu(embedding)
-        h = self.conv_in(h)
+        # of one channel, neither images nor weights tell the format
+        h = self.conv_in(h).contiguous(memory_format=torch.channels_last)
         skips = [h]
         level: Any
         for level in self.down_blocks:
