@@ -53,6 +53,7 @@ def main():
     found = trainer.test(Model(), datamodule=data, verbose=False)[0]
     vae = VAE(hidden=(8,), latent=2)
     trainer.fit(vae, datamodule=data)  # validation with the same callbacks
+    found |= {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/fid")}
     torch.manual_seed(0)
     diffusion = DDPM(channels=(8, 8), groups=4, steps=20, sampler="ancestral", sampling_steps=5)
     for p in diffusion.denoiser.parameters():
@@ -61,7 +62,6 @@ def main():
     sampled = trainer.test(diffusion, datamodule=data, verbose=False)[0]
     found |= {f"ddpm {name}": v for name, v in sampled.items() if "quarters" in name}
     if trainer.is_global_zero:
-        found |= {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/fid")}
         print("numbers: " + json.dumps(found))
 
 
