@@ -202,7 +202,8 @@ def sample(
     seed: int = 0,
     batch_size: int = 256,
     device: str = "cpu",
-    options: dict[str, int | float] | None = None,
+    label: int | None = None,
+    options: dict[str, int | float | str] | None = None,
 ) -> None:
     """Draw images from a checkpoint; nothing but the checkpoint is needed.
 
@@ -213,6 +214,7 @@ def sample(
         seed: Seed of the noise.
         batch_size: Images drawn at a time.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        label: Class of the images, of a model that knows classes.
         options: What else the model's ``sample`` takes: ``--options.temperature 0.7`` for a flow.
     """
     target = Path(output)
@@ -229,12 +231,17 @@ def sample(
         raise ValueError(f"--device {device} cannot be used: {error}") from error
     if not isinstance(model, Samples):
         raise TypeError(f"a {type(model).__name__} cannot sample")
+    classes = getattr(model, "classes", 0)
+    if label is not None and not 0 <= label < classes:
+        raise ValueError(f"--label {label}: {type(model).__name__} knows {classes or 'no'} classes")
     chosen: Any = options or {}
     known = list(inspect.signature(model.sample).parameters)[2:]  # behind n and c
     if unknown := [name for name in chosen if name not in known]:
         raise ValueError(f"{type(model).__name__} has no option {unknown[0]} of samples: it has {known or 'none'}")
     with forked_rng(seed, device):
-        x = torch.cat([model.sample(min(batch_size, n - i), **chosen).cpu() for i in range(0, n, batch_size)])
+        labels = None if label is None else torch.full((n,), label, device=device)
+        parts = torch.arange(n).split(batch_size)
+        x = torch.cat([model.sample(len(i), None if labels is None else labels[i], **chosen).cpu() for i in parts])
     if target.suffix == ".png":
         save_png(grid(x), target)
     elif target.suffix == ".npz":
