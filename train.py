@@ -233,7 +233,7 @@ def sample(
         raise TypeError(f"a {type(model).__name__} cannot sample")
     classes = getattr(model, "classes", 0)
     if label is not None and not 0 <= label < classes:
-        raise ValueError(f"--label {label}: {type(model).__name__} knows {classes or 'no'} classes")
+        raise ValueError(f"label {label}: {type(model).__name__} knows {classes or 'no'} classes")
     chosen: Any = options or {}
     known = list(inspect.signature(model.sample).parameters)[2:]  # behind n and c
     if unknown := [name for name in chosen if name not in known]:

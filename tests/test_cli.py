@@ -308,7 +308,7 @@ def test_two_processes_train_and_see_every_test_image_once(fitted, data_dir, tmp
 
 def test_samples_of_a_class_by_a_named_sampler(run, tmp_path):
     run("fit", "--model=DDPM", "--data=FashionMNIST", "--data.batch_size=16", "--model.channels=[8,8]",
-        "--model.groups=4", "--model.steps=20", "--model.sampling_steps=3", "--model.classes=10",
+        "--model.groups=4", "--model.steps=20", "--model.sampling_steps=3", "--model.classes=10", "--model.lr=0.01",
         "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1")  # fmt: skip
     ckpt = tmp_path / "runs" / "ddpm_fashionmnist" / "version_0" / "checkpoints" / "best.ckpt"
     sample = ["sample", f"--ckpt_path={ckpt}", "--n=3", "--options.sampler=ddim", "--options.steps=2"]
@@ -317,7 +317,7 @@ def test_samples_of_a_class_by_a_named_sampler(run, tmp_path):
     drawn = [arrays(tmp_path / f"{i}.npz")["images"] for i in range(3)]
     assert all(images.shape == (3, 28, 28, 1) for images in drawn)
     assert (drawn[0] != drawn[1]).any() and (drawn[1] != drawn[2]).any()
-    with pytest.raises(SystemExit, match="--label 10: DDPM knows 10 classes"):
+    with pytest.raises(SystemExit, match="label 10: DDPM knows 10 classes"):
         run(*sample, "--output=b.npz", "--label=10")
     with pytest.raises(SystemExit, match="there is no sampler euler: choose from ancestral, ddim, dpm_solver"):
         run(*sample, "--output=b.npz", "--options.sampler=euler")
