@@ -228,14 +228,14 @@ class DenoisingModel(GenerativeModel):
         metrics = {"elbo": mean[0], "nll": -mean[0], "bpd": bits_per_dim(mean[0], dims)}
         metrics |= {"nll_stderr": stderr, "bpd_stderr": bits_per_dim(-stderr, dims)}
         metrics |= {"prior_kl": mean[1], "diffusion": mean[2], "decoder": mean[3]}
-        metrics |= {"drawn_terms_stderr": (mean[4] / n).sqrt()}
+        metrics |= {"drawn_terms_error": (mean[4] / n).sqrt()}
         self.log_dict({f"test/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def describe_test(self) -> str:
         return (
             f"{self._tested:,} images; nats per image, ± standard error over images; nll, bpd: {self.likelihood_kind}, "
             f"one draw of every x_t, {self.variance} variance; nll = prior_kl + diffusion + decoder; "
-            f"drawn_terms_stderr: the part of the error that is of drawing terms; "
+            f"drawn_terms_error: the part of the error that is of drawing terms; "
             f"samples: {self.sampler}, {self.sampling_steps} steps"
         )
 

@@ -240,9 +240,9 @@ def test_test_reports_the_bound_and_its_parts(tmp_path, data):
     parts = sum(metrics[f"test/{name}"] for name in ("prior_kl", "diffusion", "decoder"))
     assert_close(metrics["test/nll"], parts, rtol=1e-5, atol=1e-3)
     assert_close(metrics["test/bpd"], metrics["test/nll"] / (784 * math.log(2)), rtol=1e-5, atol=0)
-    assert 0 < metrics["test/drawn_terms_stderr"] < metrics["test/nll_stderr"] * 2
+    assert 0 < metrics["test/drawn_terms_error"] < metrics["test/nll_stderr"] * 2
     (fewer,) = fit.test(tiny(bound_terms=0), datamodule=data, verbose=False)
-    assert fewer["test/drawn_terms_stderr"] == 0
+    assert fewer["test/drawn_terms_error"] == 0
 
 
 @pytest.mark.parametrize(
