@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules
 import lit_generative.models
-from callbacks import PredictionWriter, ReconstructionGrid, Report, SampleGrid
+from callbacks import PredictionWriter, ReconstructionGrid, Report, SampleGrid, TranslationGrid
 from lit_generative.checkpoints import (
     CheckpointError,
     data_config,
@@ -30,7 +30,7 @@ from lit_generative.checkpoints import (
 )
 from lit_generative.images import grid, save_png, to_uint8
 from lit_generative.module import GenerativeModel
-from lit_generative.protocols import Reconstructs, Samples
+from lit_generative.protocols import Reconstructs, Samples, Translates
 from lit_generative.randomness import forked_rng
 
 # Lightning 2.6 under torch >= 2.12, several times a run; nothing that its user could mend
@@ -133,10 +133,8 @@ class CLI(LightningCLI):
         else:
             kwargs["logger"] = [CSVLogger(folder, name), *as_list(config.trainer.logger)]
         callbacks: list[Callback] = as_list(config.trainer.callbacks)
-        pictures = ((Samples, SampleGrid), (Reconstructs, ReconstructionGrid))
-        listed = any(isinstance(callback, SampleGrid | ReconstructionGrid) for callback in callbacks)
-        if config.trainer.callbacks != [] and not listed:  # callbacks: [] says: none
-            callbacks += [callback() for protocol, callback in pictures if isinstance(self.model, protocol)]
+        if config.trainer.callbacks != [] and not any(isinstance(c, PICTURES) for c in callbacks):  # []: none
+            callbacks += [callback() for callback in default_pictures(self.model)]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if config.trainer.enable_progress_bar is not False and not has_bar:
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]  # a refresh costs about a millisecond
@@ -146,6 +144,17 @@ class CLI(LightningCLI):
             last = ModelCheckpoint(config.checkpoint.dirpath, "last", enable_version_counter=False)
             trainer.callbacks.append(last)  # type: ignore[attr-defined]
         return trainer
+
+
+PICTURES = (SampleGrid, ReconstructionGrid, TranslationGrid)
+
+
+def default_pictures(model: Any) -> list[Any]:
+    """What shows what a model can do, where the user has not chosen any of it."""
+    if isinstance(model, Translates):
+        return [TranslationGrid]
+    pairs = ((Samples, SampleGrid), (Reconstructs, ReconstructionGrid))
+    return [callback for protocol, callback in pairs if isinstance(model, protocol)]
 
 
 def as_list(value: Any) -> list[Any]:

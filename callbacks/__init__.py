@@ -10,6 +10,7 @@ from callbacks.latent_interpolation import LatentInterpolation
 from callbacks.latent_manifold import LatentManifold
 from callbacks.latent_scatter import LatentScatter
 from callbacks.latent_traversal import LatentTraversal
+from callbacks.loss_curves import LossCurves
 from callbacks.loss_per_time import LossPerTime
 from callbacks.nearest_neighbours import NearestNeighbours
 from callbacks.noising_film import NoisingFilm
@@ -20,6 +21,9 @@ from callbacks.reconstruction_fid import ReconstructionFID
 from callbacks.reconstruction_grid import ReconstructionGrid
 from callbacks.report import Report
 from callbacks.sample_grid import SampleGrid
+from callbacks.translation_fid import TranslationFID
+from callbacks.translation_grid import TranslationGrid
+from callbacks.translation_scores import TranslationScores
 
 __all__ = [
     "EMA",
@@ -32,6 +36,7 @@ __all__ = [
     "LatentManifold",
     "LatentScatter",
     "LatentTraversal",
+    "LossCurves",
     "LossPerTime",
     "NearestNeighbours",
     "NoisingFilm",
@@ -42,4 +47,7 @@ __all__ = [
     "ReconstructionGrid",
     "Report",
     "SampleGrid",
+    "TranslationFID",
+    "TranslationGrid",
+    "TranslationScores",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from callbacks._first_batch import FirstBatch
 from lit_generative.metrics import PerImage
-from lit_generative.randomness import forked_rng
+from lit_generative.randomness import forked_rng, mixed_seed
 
 
 class EveryBatch(FirstBatch):
@@ -35,7 +35,7 @@ class EveryBatch(FirstBatch):
         if self._kept is None:
             self._kept, self._seen = PerImage().to(pl_module.device), 0
         number = (self._seen + torch.arange(len(x), device=pl_module.device)) * trainer.world_size + trainer.global_rank
-        with forked_rng(self.seed, pl_module.device):
+        with forked_rng(mixed_seed(self.seed, self._seen, trainer.global_rank), pl_module.device):
             self._kept.update(self.keep(pl_module, x, c), number)
         self._seen += len(x)
 

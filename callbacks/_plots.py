@@ -68,12 +68,15 @@ def scatter(points: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor:
     return picture(figure)
 
 
-def curve(x: Tensor, y: Tensor, x_name: str, y_name: str) -> Tensor:
-    """y over x, on a logarithmic scale; picture ``(3, H, W)``."""
+def curves(lines: Mapping[str, Tensor], x_name: str, y_name: str) -> Tensor:
+    """Lines of (x, y), each ``(2, N)``, the y on a logarithmic scale; picture ``(3, H, W)``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(x.numpy(), y.numpy(), marker=".")
+    for name, (x, y) in lines.items():
+        axes.plot(x.numpy(), y.numpy(), marker=".", label=name)
     axes.set(xlabel=x_name, ylabel=y_name, yscale="log")
+    if len(lines) > 1:
+        axes.legend(frameon=False)
     return picture(figure)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from callbacks._every_batch import EveryBatch
 from callbacks._logging import log_image, run_folder
-from callbacks._plots import curve
+from callbacks._plots import curves
 from lit_generative.protocols import Diffuses, require
 
 
@@ -33,7 +33,7 @@ class LossPerTime(EveryBatch):
         # the same law of times for every batch: one from each of as many equal parts as there are images
         u = (torch.randperm(len(x), device=x.device) + torch.rand(len(x), device=x.device)) / len(x)
         t = 1 + (u * model.steps).long().clamp(max=model.steps - 1)
-        return torch.stack([t.to(x), model.losses_at(x, t)], 1)
+        return torch.stack([t.to(x), model.losses_at(x, t, c)], 1)
 
     def finish(self, trainer: Trainer, pl_module: Any, stage: str, rows: Tensor) -> None:
         t, loss = rows.T
@@ -43,7 +43,8 @@ class LossPerTime(EveryBatch):
         centres = 1 + (torch.arange(self.bins) + 0.5) * (pl_module.steps - 1) / self.bins
         seen = count > 0
         folder = run_folder(trainer)
-        log_image(trainer, folder, "loss-per-time", curve(centres[seen], mean[seen], "t", "loss"))
+        line = torch.stack([centres[seen], mean[seen]])
+        log_image(trainer, folder, "loss-per-time", curves({"loss": line}, "t", "loss"))
         if stage == "test" and folder is not None and trainer.is_global_zero:
             lines = [
                 f"{float(at):g},{float(value):.6g},{int(n)}" for at, value, n in zip(centres, mean, count, strict=True)

@@ -1,5 +1,6 @@
 """What ``predict`` computes, kept as arrays."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks._logging import run_folder
+from lit_generative.images import from_uint8, save_png
 
 
 class PredictionWriter(Callback):
-    """Write the dictionaries that ``predict_step`` returns as ``predictions.npz``, one file per process."""
+    """Write the dictionaries that ``predict_step`` returns as ``predictions.npz``, one file per process.
+
+    Those with a ``name`` hold images, uint8 ``(B, C, H, W)``, of a size of their own: each becomes a PNG of that name.
+    """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.batches: list[dict[str, Tensor]] = []
+        self.written: dict[str, int] = {}
+        self.folder = run_folder(trainer)
 
     def on_predict_batch_end(
         self,
@@ -25,10 +32,19 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.batches.append({key: value.cpu() for key, value in outputs.items()})
+        names = outputs.get("name")
+        if names is None:
+            self.batches.append({key: value.cpu() for key, value in outputs.items()})
+            return
+        for key, images in outputs.items():
+            for name, image in zip(names, images, strict=True) if key != "name" and self.folder is not None else ():
+                save_png(from_uint8(image), self.folder / key / f"{Path(name).stem}.png")
+                self.written[key] = self.written.get(key, 0) + 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = run_folder(trainer)
+        folder = self.folder
+        for key, count in self.written.items():
+            print(f"\n{count} images: {folder}/{key}")
         if folder is None or not self.batches:
             return
         arrays: Any = {key: torch.cat([b[key] for b in self.batches]).numpy() for key in self.batches[0]}

@@ -1,15 +1,15 @@
 """Fréchet distance between reconstructions and real images."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from callbacks._reference import FeatureCollector
 from callbacks.fid import FID
 from lit_generative.images import to_uint8
 from lit_generative.protocols import Reconstructs
-from lit_generative.randomness import forked_rng
+from lit_generative.randomness import forked_rng, mixed_seed
 
 
 class ReconstructionFID(FID):
@@ -19,7 +19,8 @@ class ReconstructionFID(FID):
     has both. Arguments are those of :class:`FID`.
     """
 
-    protocol, every_batch = Reconstructs, True
+    protocol: ClassVar[type] = Reconstructs
+    every_batch = True
     subject, noun = "reconstructions_", "reconstructions"
 
     def __init__(
@@ -46,6 +47,10 @@ class ReconstructionFID(FID):
             seed=seed,
         )
 
+    def images(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
+        """What is compared with the real images, made from a batch."""
+        return model.reconstruct(x, c)
+
     def look(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
         if self.net is None:
             return
@@ -54,8 +59,8 @@ class ReconstructionFID(FID):
             self._fake = FeatureCollector(self.net, self.dims, keep, pl_module.device)
             self._broken = self._seen = 0
         x, c = batch
-        with forked_rng(self.seed, pl_module.device):
-            x = pl_module.reconstruct(x, c)
+        with forked_rng(mixed_seed(self.seed, self._seen, trainer.global_rank), pl_module.device):
+            x = self.images(pl_module, x, c)
         self._broken += int((~x.isfinite()).flatten(1).any(1).sum())
         self._fake.add(to_uint8(x), self._seen * trainer.world_size + trainer.global_rank, trainer.world_size)
         self._seen += len(x)

@@ -2,9 +2,24 @@
 
 from datamodules.base import ImageData
 from datamodules.cifar10 import CIFAR10
+from datamodules.cityscapes import Cityscapes
 from datamodules.files import DataError
 from datamodules.image_folder import ImageFolder
 from datamodules.mnist import KMNIST, MNIST, FashionMNIST
+from datamodules.paired_folder import PairedFolder
+from datamodules.pictures import Pictures
 from datamodules.sprites import Sprites
 
-__all__ = ["CIFAR10", "KMNIST", "MNIST", "DataError", "FashionMNIST", "ImageData", "ImageFolder", "Sprites"]
+__all__ = [
+    "CIFAR10",
+    "KMNIST",
+    "MNIST",
+    "Cityscapes",
+    "DataError",
+    "FashionMNIST",
+    "ImageData",
+    "ImageFolder",
+    "PairedFolder",
+    "Pictures",
+    "Sprites",
+]

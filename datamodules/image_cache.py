@@ -18,6 +18,8 @@ from torch import Tensor
 
 from datamodules.files import DataError
 
+Files = tuple[Path, ...]  # of one image
+
 AT_ONCE = 1024  # images between disk and disk
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -47,48 +49,54 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
 
 
 def cached(
-    paths: Sequence[Path],
+    files: Sequence[Files],
     shape: tuple[int, int, int],
-    read: Callable[[Path], np.ndarray],
+    read: Callable[[Files], np.ndarray],
     recipe: str,
     folder: Path,
     skip_broken: bool = False,
 ) -> tuple[Tensor, list[int]]:
     """All images, uint8 ``(N, *shape)``, mapped from a file in ``folder``, and the indices of those that could be read.
 
-    The file is made by ``read``, which gives one image or raises ValueError, and made anew when one of the ``paths``
-    comes, goes or changes (size or time). ``recipe`` says what ``read`` does: each has a file of its own.
+    ``files`` are those of each image. The mapped file is made of them by ``read``, which gives one image or raises
+    ValueError, and made anew when one of them comes, goes or changes (size or time). ``recipe`` says what ``read``
+    does: each has a file of its own.
 
     Raises:
         DataError: Images cannot be read, and are not to be skipped; or the file cannot be written.
     """
-    paths = [path.absolute() for path in paths]
+    files = [tuple(path.absolute() for path in own) for own in files]
+    paths = [path for own in files for path in own]
     where = os.path.commonpath([path.parent for path in paths])
     name = f"{Path(where).name}-{_digest(where, recipe, shape)}"
     key = _digest(*((str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths))
     data, facts = folder / f"{name}.npy", folder / f"{name}.json"
     known = _read_facts(facts)
     if known.get("key") != key or not data.is_file() or known.get("bytes") != data.stat().st_size:
-        rank_zero_info(f"decoding {len(paths):,} images of {where} into {data}, once")
-        broken_now = _write(paths, shape, read, data)
+        rank_zero_info(f"decoding {len(files):,} images of {where} into {data}, once")
+        broken_now = _write(files, shape, read, data)
         known = {"key": key, "bytes": data.stat().st_size, "broken": broken_now}
         _replace(facts, [json.dumps(known).encode()])
     broken = {int(i): reason for i, reason in known["broken"].items()}
     if broken and not skip_broken:
-        listed = "; ".join(f"{paths[i]} ({reason})" for i, reason in list(broken.items())[:10])
+        listed = "; ".join(f"{_named(files[i])} ({reason})" for i, reason in list(broken.items())[:10])
         raise DataError(
-            f"{len(broken)} of {len(paths)} images cannot be read: {listed}{'; ...' if len(broken) > 10 else ''}. "
+            f"{len(broken)} of {len(files)} images cannot be read: {listed}{'; ...' if len(broken) > 10 else ''}. "
             "Remove or replace them, or set skip_broken to true"
         )
     if broken:
-        rank_zero_info(f"left out, because they cannot be read: {', '.join(str(paths[i]) for i in broken)}")
+        rank_zero_info(f"left out, because they cannot be read: {', '.join(_named(files[i]) for i in broken)}")
     try:
         images = np.load(data, mmap_mode="c")  # private: the file itself is never written to
     except (OSError, ValueError) as error:
         raise DataError(f"{data} is damaged ({error}): delete it, it will be made anew") from error
-    if images.shape != (len(paths), *shape):
-        raise DataError(f"{data} holds images {images.shape}, not {(len(paths), *shape)}: delete it")
-    return torch.from_numpy(images), [i for i in range(len(paths)) if i not in broken]
+    if images.shape != (len(files), *shape):
+        raise DataError(f"{data} holds images {images.shape}, not {(len(files), *shape)}: delete it")
+    return torch.from_numpy(images), [i for i in range(len(files)) if i not in broken]
+
+
+def _named(files: Files) -> str:
+    return " with ".join(map(str, files))
 
 
 def _digest(*facts: object) -> str:
@@ -103,26 +111,26 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 
 def _write(
-    paths: Sequence[Path], shape: tuple[int, int, int], read: Callable[[Path], np.ndarray], target: Path
+    files: Sequence[Files], shape: tuple[int, int, int], read: Callable[[Files], np.ndarray], target: Path
 ) -> dict[int, str]:
     """Decode all images into ``target``, zeros for those that cannot be read; the reasons of these by index."""
     broken: dict[int, str] = {}
 
     def attempt(i: int) -> bytes:
         try:
-            return read(paths[i]).tobytes()
+            return read(files[i]).tobytes()
         except ValueError as error:
             broken[i] = str(error)
             return bytes(math.prod(shape))
 
     def content() -> Iterator[bytes]:
         header = io.BytesIO()
-        layout = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), *shape)}
+        layout = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *shape)}
         np.lib.format.write_array_header_1_0(header, layout)
         yield header.getvalue()
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(paths), AT_ONCE):
-                yield from pool.map(attempt, range(start, min(start + AT_ONCE, len(paths))))
+            for start in range(0, len(files), AT_ONCE):
+                yield from pool.map(attempt, range(start, min(start + AT_ONCE, len(files))))
 
     _replace(target, content())
     return dict(sorted(broken.items()))

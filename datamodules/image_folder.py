@@ -76,13 +76,13 @@ class ImageFolder(ImageData):
         if self._opened is not None:
             return self._opened
         found, splits = self._find()
-        paths = [path for path, _ in found]
+        files = [(path,) for path, _ in found]
         size, channels = self.image_shape[-1], self.image_shape[0]
         recipe = f"{channels} channels, shorter side to {size}, middle"
         images, whole = cached(
-            paths, self.image_shape, lambda path: decode(path, size, channels), recipe, self.cache, self.skip_broken
+            files, self.image_shape, lambda own: decode(own[0], size, channels), recipe, self.cache, self.skip_broken
         )
-        good = torch.zeros(len(paths), dtype=torch.bool)
+        good = torch.zeros(len(files), dtype=torch.bool)
         good[whole] = True
         numbers = {split: rows[good[rows]] for split, rows in splits.items()}
         self._opened = images, torch.tensor([label for _, label in found]), numbers

@@ -41,6 +41,12 @@ def mutate(images: Tensor, generator: Generator, share: float) -> Tensor:
     return mutated
 
 
+def cut(images: Tensor, corners: Tensor, side: int) -> Tensor:
+    """A square of each image ``(N, C, H, W)`` from its upper left corner (y, x) on, ``(N, 2)``."""
+    squares = zip(images, corners.tolist(), strict=True)
+    return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in squares])
+
+
 class TensorLoader:
     """Iterate over images and labels in memory, in an order that is a function of (seed, epoch) only.
 
@@ -58,6 +64,7 @@ class TensorLoader:
         mutation: replace this share of pixels every epoch, see `mutate`.
         binarize: draw each pixel anew every epoch (dynamic binarisation), see `bernoulli`.
         rows: indices of the images that make up the set, where ``images`` holds more.
+        crop: cut a random square of this side out of each image, drawn anew every epoch.
 
     Yields ``(x, c)``: x uint8 ``(B, C, H, W)``, c int64 ``(B,)``.
 
@@ -81,6 +88,7 @@ class TensorLoader:
         mutation: float = 0.0,
         binarize: bool = False,
         rows: Tensor | None = None,
+        crop: int | None = None,
     ) -> None:
         if rows is not None and (mutation or binarize):
             raise ValueError("rows cannot be chosen among images that are drawn anew every epoch")
@@ -88,7 +96,7 @@ class TensorLoader:
             sizes = f"{len(images)} images, {len(labels)} labels, batch_size {batch_size}"
             raise ValueError(f"these do not fit: {sizes}, rank {rank} of {world_size}")
         self.images, self.labels = images, labels
-        self.rows = rows
+        self.rows, self.crop = rows, crop
         self.count = len(images) if rows is None else len(rows)
         self.batch_size = batch_size
         self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
@@ -132,17 +140,22 @@ class TensorLoader:
         batches = self._order(generator).split(self.batch_size)
         images = mutate(self.images, generator, self.mutation) if self.mutation else self.images
         images = bernoulli(images, generator) if self.binarize else images
+        side = self.crop or images.shape[-1]
+        room = images.shape[-1] - side
+        corners = torch.randint(0, room + 1, (self.count, 2), generator=generator) if room else None
         flat = images.flatten(1)  # index_select copies rows of a matrix fastest
         shape = (-1, *images.shape[1:])
         for position in range(start, len(self)):
             self.position = position + 1  # before the yield: nobody asks for more after the last batch
             mirrored, index = batches[position] >= self.count, batches[position] % self.count
-            index = index if self.rows is None else self.rows[index]
-            x = flat.index_select(0, index).view(shape)
+            chosen = index if self.rows is None else self.rows[index]
+            x = flat.index_select(0, chosen).view(shape)
+            if corners is not None:
+                x = cut(x, corners[index], side)
             if self.random_flip:
                 both = torch.cat([x, x.flip(-1)])
                 x = both.flatten(1).index_select(0, torch.arange(len(x)) + len(x) * mirrored).view_as(x)
-            yield x, self.labels.index_select(0, index)
+            yield x, self.labels.index_select(0, chosen)
 
     def _generator(self) -> Generator:
         # torch's generator keeps only 32 bits of its seed; SeedSequence mixes both numbers into them

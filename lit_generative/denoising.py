@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_generative.diffusion import SAMPLERS, SCHEDULES, Watcher, ddim, denoising_losses, estimate, subsequence
-from lit_generative.diffusion_bound import Bound
+from lit_generative.diffusion_bound import Bound, strata
 from lit_generative.interpolation import arcs
 from lit_generative.likelihoods import bits_per_dim
 from lit_generative.metrics import Moments
@@ -53,8 +53,9 @@ class DenoisingModel(GenerativeModel):
         self.schedule = SCHEDULES[schedule](steps)
         self.target, self.variance, self.sampler, self.sampling_steps = target, variance, sampler, sampling_steps
         self.bound_terms, self.lr, self.warmup, self.decay_from = bound_terms, lr, warmup, decay_from
-        some = f"{bound_terms} drawn of the {steps} terms" if bound_terms else f"all {steps} terms"
-        self.likelihood_kind = self.log_prob_kind = f"bound, {some}"
+        drawn = 2 * len(strata(steps, max(1, bound_terms // 2))) if 0 < bound_terms < steps - 1 else 0
+        self.log_prob_kind = f"bound, {f'{drawn} drawn' if drawn else 'all'} of its {steps - 1} terms in t"
+        self.likelihood_kind = self.log_prob_kind + (", given the class" if self.classes else "")
         self._tested = 0
         # of every image: the loss in validation; the bound, its parts and the variance of what was drawn in test
         self.losses, self.terms = Moments(1), Moments(5)
@@ -115,11 +116,15 @@ class DenoisingModel(GenerativeModel):
         watch: Watcher | None = None,
     ) -> Tensor:
         """Images in [0, 1] from noise ``(B, *data_shape)``; see `sample`. ``watch(t, x_t, x_0)`` sees every step."""
-        name = sampler or self.sampler
+        name, steps = sampler or self.sampler, self.sampling_steps if steps is None else steps
         if name not in SAMPLERS:
             raise ValueError(f"there is no sampler {name}: choose from {', '.join(SAMPLERS)}")
+        if not (0 <= eta <= 1 and (eta == 0 or name == "ddim")):
+            raise ValueError(f"eta lies in [0, 1] and is an option of ddim: got {eta} for {name}")
+        if guidance and (c is None or not self.classes):
+            raise ValueError("guidance leads towards a class: it needs labels, and a model with classes")
         denoise = partial(self.denoise, c=c, guidance=guidance)
-        times = subsequence(self.schedule.steps, steps or self.sampling_steps, power)
+        times = subsequence(self.schedule.steps, steps, power)
         return self.to_images(SAMPLERS[name](denoise, x_T, self.schedule, times, eta, self.variance, watch))
 
     def sample(
@@ -246,5 +251,5 @@ class DenoisingModel(GenerativeModel):
             return {"log_prob": self.log_prob(x, c if self.classes else None), "c": c}
 
     def configure_optimizers(self) -> Any:
-        adam = torch.optim.Adam(self.denoiser.parameters(), self.lr, fused=True)
+        adam = torch.optim.Adam(self.denoiser.parameters(), self.lr, fused=self.fused)
         return self.with_decay(adam, self.decay_from, self.warmup)

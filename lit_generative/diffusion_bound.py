@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,11 @@ def strata(steps: int, n: int) -> Tensor:
     return torch.stack([edges[:-1], edges[1:]], 1)
 
 
+def given(denoise: Callable[..., Tensor], c: Tensor | None, i: Tensor | slice = slice(None)) -> Denoiser:
+    """``denoise`` of the images ``i`` with their labels, if there are any."""
+    return denoise if c is None else partial(denoise, c=c[i])
+
+
 def variational_bound(
     denoise: Denoiser,
     schedule: Schedule,
@@ -55,6 +61,7 @@ def variational_bound(
     variance: str = "small",
     terms: int = 0,
     chunk: int = 512,
+    c: Tensor | None = None,
 ) -> Bound:
     """The bound on log p of data ``(B, ...)`` from one draw of every x_t, or from some of its terms.
 
@@ -64,11 +71,13 @@ def variational_bound(
         x_0: Data, in the model's range.
         decoder: log p(x_0|x_1) by the estimate of x_0 ``(B, ...)`` and the root of beta_1, nats ``(B,)``.
         variance: Of p(x_s|x_t): ``small``, that of q(x_s|x_t, x_0), or ``large``, beta_t.
-        terms: 0: every t. Else that of 2..T so many are drawn for every image, in pairs from strata of t.
+        terms: 0: every t. Else about so many of 2..T are drawn for every image, in pairs from `strata` of t; all where
+            that is not more work.
         chunk: Pairs of image and t that the model sees at a time.
+        c: Labels ``(B,)``, if ``denoise`` takes such.
     """
     b, device = len(x_0), x_0.device
-    if terms:
+    if 0 < terms < schedule.steps - 1:
         lower, upper = strata(schedule.steps, max(1, terms // 2)).to(device).T[..., None, None].double()
         t = (lower + (upper - lower) * torch.rand(len(lower), 2, b, device=device)).long()  # (strata, 2, B)
         t, width = t.minimum((upper - 1).long()), (upper - lower)[:, 0]
@@ -77,12 +86,13 @@ def variational_bound(
         width = torch.ones(len(t), 1, device=device)
     flat, image = t.flatten(), torch.arange(b, device=device).expand_as(t).flatten()
     pairs = zip(flat.split(chunk), image.split(chunk), strict=True)
-    each = torch.cat([step_kl(denoise, schedule, x_0[i], at, variance) for at, i in pairs]).view_as(t).double()
+    kls = [step_kl(given(denoise, c, i), schedule, x_0[i], at, variance) for at, i in pairs]
+    each = torch.cat(kls).view_as(t).double()
     diffusion = (width * each.mean(1)).sum(0)
     stderr = (width * (each[:, 0] - each[:, -1]) / 2).square().sum(0).sqrt()
 
     one = torch.ones(b, dtype=torch.long, device=device)
-    estimate = denoise(schedule.diffuse(x_0, one, torch.randn_like(x_0)), one)
+    estimate = given(denoise, c)(schedule.diffuse(x_0, one, torch.randn_like(x_0)), one)
     return Bound(
         prior_kl(schedule, x_0),
         diffusion.to(x_0),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -143,6 +144,11 @@ class GenerativeModel(LightningModule):
         self.log("train/images_per_second", speed)
 
     # -- optimisation ------------------------------------------------------------------------------
+
+    @property
+    def fused(self) -> bool:
+        """Whether optimisers may be fused, which is faster: Lightning's mixed precision cannot clip behind those."""
+        return not (isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val)
 
     def with_decay(self, optimizer: torch.optim.Optimizer, decay_from: float, warmup: int = 0) -> Any:
         """The optimiser with a learning rate that falls linearly to 0 from that fraction of the run on; 1: never.

@@ -79,8 +79,8 @@ class Diffuses(Protocol):
         """``n`` samples on their way from noise, a picture ``every`` so many times, ``(frames, n, C, H, W)``."""
         ...
 
-    def losses_at(self, x: Tensor, t: Tensor) -> Tensor:
-        """The training loss of images at times ``(B,)``, 1 to T, ``(B,)``."""
+    def losses_at(self, x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        """The training loss of images at times ``(B,)``, 1 to T, with labels if any, ``(B,)``."""
         ...
 
 
@@ -93,8 +93,13 @@ class Translates(Protocol):
 
 def require(model: object, protocol: type, user: object) -> None:
     """Raise a TypeError that names the method ``model`` lacks if it does not follow ``protocol``."""
+    if protocol is Samples and isinstance(model, Translates):
+        raise TypeError(
+            f"{type(user).__name__} draws samples of nothing but noise, and {type(model).__name__} translates images: "
+            "choose a callback of translations"
+        )
     if not isinstance(model, protocol):
-        methods = [name for name in vars(protocol) if not name.startswith("_")]
+        methods = [name for name in (*vars(protocol), *protocol.__annotations__) if not name.startswith("_")]
         missing = [name for name in methods if not hasattr(model, name)]
         raise TypeError(
             f"{type(user).__name__} needs a model that follows `{protocol.__name__}`, but {type(model).__name__} "

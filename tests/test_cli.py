@@ -15,6 +15,7 @@ from stubs import Quarters
 
 import datamodules
 import train
+from datamodules.streets import write
 from lit_generative.checkpoints import known_classes
 from lit_generative.module import GenerativeModel
 
@@ -179,6 +180,11 @@ def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
     recipe.get("checkpoint", {}).pop("every_n_epochs", None)
     if recipe["model"]["init_args"].get("depth", 0) > 2:
         recipe["model"]["init_args"] |= {"depth": 1, "width": 8}
+    if recipe["model"]["class_path"] == "Pix2Pix":
+        write(tmp_path / "streets", "pairs", {"train": 40, "val": 12}, size=32, seed=0)
+        recipe["data"]["init_args"] |= {"data_dir": str(tmp_path / "streets"), "image_size": 16}
+        recipe["model"]["init_args"] |= {"image_shape": [3, 16, 16], "levels": 3, "width": 4, "patch": 16}
+        recipe["trainer"].pop("check_val_every_n_epoch")
     if len(recipe["model"]["init_args"].get("channels", ())) > 2:
         recipe["model"]["init_args"] |= {"channels": [8, 8], "groups": 4, "blocks": 1}
     if recipe["model"]["class_path"] == "LatentDiffusion":
@@ -335,12 +341,38 @@ def test_samples_take_the_models_own_options(run, tmp_path, capsys):
         run("sample", f"--ckpt_path={ckpt}", "--output=b.npz", "--options.steps=5")
 
 
+def test_a_folder_of_pictures_of_any_size_is_translated_under_their_names(run, tmp_path):
+    write(tmp_path / "streets", "pairs", {"train": 8, "val": 4}, size=32, seed=0)
+    run("fit", "--model=Pix2Pix", "--data=PairedFolder", f"--data.data_dir={tmp_path}/streets", "--data.image_size=32",
+        "--data.val_size=3", "--model.image_shape=[3,32,32]", "--model.levels=4", "--model.width=4",
+        "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.log_every_n_steps=1")  # fmt: skip
+    (ckpt,) = (tmp_path / "runs").glob("*/version_0/checkpoints/best.ckpt")
+    sizes = {"one.png": (37, 20), "two.jpg": (16, 50)}
+    (tmp_path / "photos").mkdir()
+    for name, size in sizes.items():
+        Image.new("RGB", size, (90, 20, 200)).save(tmp_path / "photos" / name)
+    run("predict", f"--ckpt_path={ckpt}", "--data=Pictures", f"--data.data_dir={tmp_path}/photos")
+    (folder,) = (tmp_path / "runs").glob("**/translation")
+    found = {path.name: picture(path).shape for path in folder.iterdir()}
+    assert found == {"one.png": (20, 37, 3), "two.png": (50, 16, 3)}
+    with pytest.raises(SystemExit, match="Pictures are for predict only"):
+        run("test", f"--ckpt_path={ckpt}", "--data=Pictures", f"--data.data_dir={tmp_path}/photos")
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")  # what is borrowed
 @pytest.mark.parametrize("model", sorted(c.__name__ for c in known_classes(GenerativeModel, "lit_generative.models")))
 def test_every_model_trains_by_its_name_alone(model, run, tmp_path):
     """With nothing listed to choose a checkpoint by, there is one all the same."""
     levels = "dynamic" if model == "IWAE" else "none"
-    run("fit", f"--model={model}", "--data=FashionMNIST", "--data.batch_size=16", f"--data.binarize={levels}",
-        "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2",
-        "--trainer.num_sanity_val_steps=0", "--trainer.callbacks=[]", "--trainer.log_every_n_steps=1")  # fmt: skip
+    data = ["--data=FashionMNIST", "--data.batch_size=16", f"--data.binarize={levels}"]
+    if model == "LatentDiffusion":
+        data.append('--model.autoencoder={"class_path": "lit_generative.models.vae.VAE", "init_args": {}}')
+    if model == "Pix2Pix":
+        write(tmp_path / "streets", "pairs", {"train": 8, "val": 4}, size=32, seed=0)
+        data = ["--data=PairedFolder", f"--data.data_dir={tmp_path}/streets", "--data.image_size=32",
+                "--data.val_size=3", "--model.image_shape=[3,32,32]", "--model.levels=4"]  # fmt: skip
+    run("fit", f"--model={model}", *data, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2",
+        "--trainer.limit_val_batches=2", "--trainer.num_sanity_val_steps=0", "--trainer.callbacks=[]",
+        "--trainer.log_every_n_steps=1")  # fmt: skip
     (best,) = (tmp_path / "runs").glob("*/version_0/checkpoints/best.ckpt")
     run("predict", f"--ckpt_path={best}", "--trainer.limit_predict_batches=2")

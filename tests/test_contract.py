@@ -10,10 +10,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import lit_generative.models
-from datamodules import FashionMNIST
+from datamodules import FashionMNIST, PairedFolder
+from datamodules.streets import write
 from lit_generative.checkpoints import load_model
 from lit_generative.module import GenerativeModel
-from lit_generative.protocols import HasLatent, HasLogProb, Reconstructs, Samples
+from lit_generative.protocols import HasLatent, HasLogProb, Reconstructs, Samples, Translates
 
 
 def subclasses(cls):
@@ -29,7 +30,10 @@ def test_every_file_holds_a_model():
 
 
 VAE = {"class_path": "lit_generative.models.vae.VAE", "init_args": {"hidden": [8], "latent": 3}}
-ARGUMENTS = {"LatentDiffusion": {"autoencoder": VAE}}  # what a model cannot be without
+ARGUMENTS = {  # what a model cannot be without, or is too large without
+    "LatentDiffusion": {"autoencoder": VAE},
+    "Pix2Pix": {"image_shape": (3, 16, 16), "levels": 3, "width": 4, "patch": 16},
+}
 
 # parts that are borrowed do not learn
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
@@ -44,6 +48,14 @@ def model(request):
     return build(request.param)
 
 
+def sources(model, n):
+    """Images to translate, for a model that does."""
+    if not isinstance(model, Translates):
+        return None
+    torch.manual_seed(3)
+    return torch.rand(n, model.source_channels, *model.image_shape[1:])
+
+
 def images(model, n):
     k = torch.randint(model.levels, (n, *model.image_shape))
     return k.float() / (model.levels - 1)
@@ -51,14 +63,15 @@ def images(model, n):
 
 def test_it_can_do_something_and_samples_are_images(model):
     assert isinstance(model, Samples)
-    x = model.eval().sample(5)
+    x = model.eval().sample(5, sources(model, 5))
     assert x.shape == (5, *model.image_shape) and x.dtype == torch.float32
     assert x.min() >= 0 and x.max() <= 1 and not x.requires_grad
 
 
 def test_sampling_follows_the_seed(model):
     model.eval()
-    draws = [(torch.manual_seed(seed), model.sample(3))[1] for seed in (1, 1, 2)]
+    c = sources(model, 3)
+    draws = [(torch.manual_seed(seed), model.sample(3, c))[1] for seed in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
@@ -79,12 +92,18 @@ def test_reconstructions_and_latents_have_the_shapes_they_promise(model):
 
 def test_class_labels_are_ignored_or_used_but_accepted(model):
     x, c = images(model.eval(), 2), torch.tensor([0, 1])
+    if isinstance(model, Translates):
+        c = sources(model, 2)
     assert model.sample(2, c).shape == x.shape
     if isinstance(model, HasLogProb):
         assert model.log_prob(x, c).shape == (2,)
 
 
 def data(model, data_dir):
+    if isinstance(model, Translates):
+        if not (streets := data_dir / "streets").exists():
+            write(streets, "pairs", {"train": 96, "val": 16}, size=20, seed=0)
+        return PairedFolder(str(streets), 16, batch_size=16, val_size=16, cache_dir=str(data_dir / "cache"))
     binarize = "dynamic" if model.levels == 2 else "none"
     return FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16, binarize=binarize)
 
@@ -135,12 +154,17 @@ def test_checkpoint_loads_in_a_fresh_process(trained):
     model, path = trained
     code = (
         "import sys, torch; from lit_generative.checkpoints import load_model;"
-        "model = load_model(sys.argv[1]); torch.manual_seed(0); print(model.sample(2).double().sum().item())"
+        "model = load_model(sys.argv[1]); c = torch.load(sys.argv[2]); torch.manual_seed(0);"
+        "print(model.sample(2, c).double().sum().item())"
     )
     root = Path(__file__).parents[1]
-    out = subprocess.run([sys.executable, "-c", code, path], cwd=root, capture_output=True, text=True, check=True)
+    c, sources_path = sources(model, 2), path.with_name("c.pt")
+    torch.save(c, sources_path)
+    out = subprocess.run(
+        [sys.executable, "-c", code, path, sources_path], cwd=root, capture_output=True, text=True, check=True
+    )
     torch.manual_seed(0)
-    assert float(out.stdout) == model.eval().sample(2).double().sum().item()
+    assert float(out.stdout) == model.eval().sample(2, c).double().sum().item()
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -163,6 +187,10 @@ def test_resuming_in_the_middle_of_an_epoch_changes_nothing(model, data_dir, tmp
 
 
 def test_data_that_do_not_fit_are_refused_before_the_first_step(model, data_dir, tmp_path):
+    if isinstance(model, Translates):
+        with pytest.raises(ValueError, match="built for images of shape"):
+            trainer(tmp_path, max_steps=1).fit(model, datamodule=FashionMNIST(data_dir=str(data_dir), val_size=16))
+        return
     wrong = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16, image_size=32)
     with pytest.raises(ValueError, match=r"built for images of shape .* but FashionMNIST gives \(1, 32, 32\)"):
         trainer(tmp_path, max_steps=1).fit(model, datamodule=wrong)

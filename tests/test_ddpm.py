@@ -12,9 +12,11 @@ from torch.testing import assert_close
 from callbacks import EMA
 from datamodules import FashionMNIST
 from lit_generative.checkpoints import CheckpointError, load_model, read_checkpoint
+from lit_generative.diffusion_bound import variational_bound
 from lit_generative.models.ddpm import DDPM
 from lit_generative.models.latent_diffusion import LatentDiffusion
 from lit_generative.models.vae import VAE
+from lit_generative.randomness import forked_rng
 
 TINY = {"channels": (8, 8), "groups": 4, "steps": 50, "sampling_steps": 5}
 
@@ -95,6 +97,56 @@ def test_all_terms_and_some_agree():
     assert (model.log_prob(x) < 0).all() and not model.log_prob(x).requires_grad
 
 
+def test_more_terms_than_there_are_is_all_of_them_and_the_kind_says_how_many_were_drawn():
+    torch.manual_seed(0)
+    assert (tiny().bound(images(2), terms=49).stderr == 0).all()
+    assert DDPM(**TINY, bound_terms=0).likelihood_kind == "bound, all of its 49 terms in t"
+    assert DDPM(**TINY, bound_terms=500).likelihood_kind == "bound, all of its 49 terms in t"
+    assert DDPM(bound_terms=20).likelihood_kind == "bound, 20 drawn of its 999 terms in t"
+    assert DDPM(bound_terms=200).likelihood_kind == "bound, 162 drawn of its 999 terms in t"  # strata hold a whole t
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_the_models_variance_is_that_of_its_bound_and_of_its_samples(variance):
+    torch.manual_seed(0)
+    model, x = tiny(variance=variance), images(2)
+    other = tiny(variance={"small": "large", "large": "small"}[variance])
+    other.load_state_dict(model.state_dict())
+
+    def with_seed(f):
+        torch.manual_seed(1)
+        return f()
+
+    assert (with_seed(lambda: model.bound(x).diffusion) != with_seed(lambda: other.bound(x).diffusion)).all()
+    draw = {"sampler": "ancestral", "steps": 20}
+    assert not torch.equal(with_seed(lambda: model.sample(2, **draw)), with_seed(lambda: other.sample(2, **draw)))
+    eta = {"sampler": "ddim", "steps": 20}
+    quiet, noisy = (with_seed(lambda e=e: model.sample(2, **eta, eta=e)) for e in (0.0, 1.0))
+    assert not torch.equal(quiet, noisy)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sampler": "euler"}, "there is no sampler euler: choose from ancestral, ddim, dpm_solver"),
+        ({"eta": 0.5}, "eta lies in .* and is an option of ddim"),
+        ({"sampler": "ddim", "eta": 7.0}, "eta lies in"),
+        ({"guidance": 2.0}, "guidance leads towards a class"),
+        ({"steps": 0}, "takes from 1 to 50 steps"),
+        ({"power": 0.5}, "a power of at least 1"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        tiny().sample(1, **wrong)
+
+
+def test_interpolations_go_from_one_sample_to_another():
+    x = tiny().interpolate(2, 4).unflatten(0, (2, 4))
+    steps = (x.diff(dim=1)).abs().flatten(2).mean(2)
+    assert (steps > 0).all()
+
+
 def test_the_bound_of_random_weights_is_no_better_than_eight_bits_of_noise():
     torch.manual_seed(0)
     assert tiny().bound(images(8), terms=0).log_prob.mean() < -784 * math.log(256)
@@ -105,6 +157,10 @@ def test_what_a_model_knows_comes_back_from_noise_at_every_scale_and_else_does_n
     errors = Perfect(known).ood_scores(torch.cat([known, images(1)]))["reconstruction"]
     assert errors.shape == (2, 5)
     assert errors[0].max() < 1e-4 and errors[1].min() > 0.05
+    model, seen = tiny(steps=1000), []
+    model.denoiser.register_forward_pre_hook(lambda module, args: seen.append(int(args[1][0]) + 1))
+    model.ood_scores(images(1))
+    assert seen[::10] == [100, 300, 500, 700, 900]
 
 
 def test_films_show_the_diffusion_both_ways():
@@ -134,6 +190,34 @@ def test_guidance_goes_beyond_the_labelled_model():
     expected = ((x_t - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1)
     assert_close(model.denoise(x_t, t, c, 2.0), expected, atol=1e-5, rtol=1e-5)
     assert model.sample(2, c, guidance=2.0).shape == (2, 1, 28, 28)
+
+
+def test_the_bound_given_a_class_is_that_of_every_image_with_its_own():
+    """Any number of images, whatever the chunks; with the same noise, one image has the number that it has alone."""
+    model, x, c = tiny(classes=3), images(3), torch.tensor([0, 2, 1])
+    assert model.log_prob(x, c).shape == (3,) and model.bound(x, c, terms=0).decoder.shape == (3,)
+    seen = []
+    model.denoiser.register_forward_pre_hook(lambda module, args: seen.append((args[0], args[2])))
+    bound = variational_bound(model.denoise, model.schedule, model.to_data(x), lambda *_: 0.0, terms=8, chunk=5, c=c)
+    assert bound.diffusion.shape == (3,)
+    labels = torch.cat([label for _, label in seen[:-1]])
+    assert labels.tolist() == c.repeat(len(labels) // 3).tolist() and seen[-1][1].tolist() == c.tolist()
+
+
+def test_labels_matter_in_test(data, tmp_path):
+    fit = trainer(tmp_path, logger=False, limit_test_batches=1)
+    model = tiny(classes=10)
+    given = fit.test(model, datamodule=data, verbose=False)[0]["test/nll"]
+    data.on_after_batch_transfer = lambda batch, i: (batch[0] / 255, (batch[1] + 1) % 10)
+    assert fit.test(model, datamodule=data, verbose=False)[0]["test/nll"] != given
+    assert model.likelihood_kind.endswith("given the class") and not model.log_prob_kind.endswith("class")
+
+
+def test_classes_are_held_against_the_data(data, tmp_path):
+    with pytest.raises(ValueError, match=r"built for 9 classes, but FashionMNIST has 10: set --model\.classes 10"):
+        trainer(tmp_path, logger=False).fit(DDPM(**TINY, classes=9), datamodule=data)
+    with pytest.raises(ValueError, match="above 0 with classes"):
+        DDPM(**TINY, classes=10, unlabelled=0.0)
 
 
 def test_some_labels_are_hidden_in_training(data, tmp_path):
@@ -220,6 +304,23 @@ def test_schedules_are_in_no_checkpoint_and_averages_leave_them_alone(tmp_path, 
 # -- training and testing --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_mixed_precision_clips_gradients(precision, tmp_path, data):
+    few = {"max_steps": 2, "max_epochs": -1, "logger": False, "limit_val_batches": 1}
+    fit = trainer(tmp_path, **few, precision=precision, gradient_clip_val=1.0)
+    fit.fit(DDPM(**TINY), datamodule=data)
+    assert fit.optimizers[0].defaults["fused"] is (precision == "32-true")
+
+
+def test_times_are_drawn_from_1_to_T_and_validation_spreads_them(tmp_path, data):
+    model, seen = DDPM(**TINY | {"steps": 4, "sampling_steps": 2}), {True: [], False: []}
+    model.denoiser.register_forward_pre_hook(lambda module, args: seen[module.training].append(args[1] + 1))
+    trainer(tmp_path, max_epochs=8, logger=False, num_sanity_val_steps=0).fit(model, datamodule=data)
+    assert torch.cat(seen[True]).unique().tolist() == [1, 2, 3, 4]
+    counts = torch.cat(seen[False]).bincount()[1:]
+    assert len(counts) == 4 and counts.max() - counts.min() <= len(seen[False])
+
+
 def test_the_learning_rate_warms_up_and_falls(tmp_path, data):
     model, seen = DDPM(**TINY, lr=1.0, warmup=4, decay_from=0.5), []
 
@@ -236,11 +337,18 @@ def test_the_learning_rate_warms_up_and_falls(tmp_path, data):
 
 def test_test_reports_the_bound_and_its_parts(tmp_path, data):
     fit = trainer(tmp_path, logger=False)
-    (metrics,) = fit.test(tiny(), datamodule=data, verbose=False)
+    model = tiny()
+    (metrics,) = fit.test(model, datamodule=data, verbose=False)
     parts = sum(metrics[f"test/{name}"] for name in ("prior_kl", "diffusion", "decoder"))
     assert_close(metrics["test/nll"], parts, rtol=1e-5, atol=1e-3)
     assert_close(metrics["test/bpd"], metrics["test/nll"] / (784 * math.log(2)), rtol=1e-5, atol=0)
-    assert 0 < metrics["test/drawn_terms_error"] < metrics["test/nll_stderr"] * 2
+    spread = []
+    for i, batch in enumerate(data.test_dataloader()):
+        with forked_rng(i):
+            spread.append(model.bound(batch[0] / 255).stderr.detach())
+    spread = torch.cat(spread)
+    expected = float(spread.square().sum().sqrt() / len(spread))
+    assert_close(metrics["test/drawn_terms_error"], expected, rtol=1e-4, atol=0)
     (fewer,) = fit.test(tiny(bound_terms=0), datamodule=data, verbose=False)
     assert fewer["test/drawn_terms_error"] == 0
 
@@ -260,8 +368,6 @@ def test_test_reports_the_bound_and_its_parts(tmp_path, data):
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError):
         DDPM(**TINY | wrong)
-    with pytest.raises(ValueError, match="there is no sampler euler: choose from ancestral, ddim, dpm_solver"):
-        tiny().sample(1, sampler="euler")
 
 
 # -- latent diffusion ------------------------------------------------------------------------------
@@ -299,6 +405,13 @@ def test_latent_diffusion_learns_its_denoiser_alone_and_needs_no_other_file(tmp_
     expected = model.eval().sample(3)
     torch.manual_seed(0)
     assert torch.equal(again.sample(3), expected)
+
+
+def test_a_schedule_without_signal_is_refused_where_nothing_is_cut():
+    config = {"class_path": "lit_generative.models.vae.VAE", "init_args": {"hidden": [16], "latent": 3}}
+    with pytest.raises(ValueError, match="the cosine schedule leaves nothing of z at T"):
+        LatentDiffusion(config, schedule="cosine")
+    LatentDiffusion(config, schedule="cosine", target="v")
 
 
 def test_a_first_stage_without_a_posterior_is_refused():

@@ -18,7 +18,7 @@ from lit_generative.diffusion import (
     posterior,
     subsequence,
 )
-from lit_generative.diffusion_bound import strata, variational_bound
+from lit_generative.diffusion_bound import prior_kl, strata, variational_bound
 
 F64 = torch.float64
 
@@ -181,6 +181,18 @@ def test_the_bound_of_a_gaussian_is_what_its_kernels_give():
     x_0 = law.draw(20_000)
     bounds = [variational_bound(law.denoise, schedule, x, gaussian_decoder(x)) for x in x_0.split(2000)]
     assert_close(float(torch.cat([bound.diffusion for bound in bounds]).mean()), expected, rtol=0.01, atol=0)
+
+
+def test_the_prior_term_is_a_kl_of_gaussians():
+    schedule = Schedule(torch.full((5,), 0.1, dtype=F64))
+    x_0 = torch.randn(4, 2, 3, dtype=F64)
+    a = schedule.alpha_bar[-1]
+    q, p = (torch.distributions.Normal(m, s) for m, s in ((a.sqrt() * x_0, (1 - a).sqrt()), (0.0, 1.0)))
+    expected = torch.distributions.kl_divergence(q, p).sum((1, 2))
+    assert_close(prior_kl(schedule, x_0), expected)
+    bound = variational_bound(lambda x, t: x, schedule, x_0, lambda *_: torch.zeros(4, dtype=F64))
+    assert_close(bound.prior, expected)
+    assert_close(bound.log_prob, -(expected + bound.diffusion + bound.decoder))
 
 
 def test_drawn_terms_are_unbiased_and_their_error_is_known():

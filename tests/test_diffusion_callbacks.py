@@ -24,7 +24,7 @@ class Fading(Stub):
         t = torch.arange(self.steps, -1, -every)
         return self.noised(t, t)[:, None].expand(-1, n, -1, -1, -1)
 
-    def losses_at(self, x, t):
+    def losses_at(self, x, t, c=None):
         assert (t >= 1).all() and (t <= self.steps).all()
         return t.float()
 
@@ -69,6 +69,20 @@ def test_losses_are_averaged_by_time(data, tmp_path):
     assert [float(row["loss"]) for row in rows] == pytest.approx([13, 38, 63, 88], abs=4)
     assert sum(int(row["images"]) for row in rows) == len(data.stored("test")[0])
     assert "loss-per-time_test" in pictures(tmp_path)
+
+
+def test_every_image_of_every_batch_has_a_time_and_noise_of_its_own(data, tmp_path):
+    class Noisy(Fading):
+        def losses_at(self, x, t, c=None):
+            seen.append((t, torch.rand(len(x))))
+            return t.float()
+
+    seen = []
+    trainer(tmp_path, callbacks=[LossPerTime(bins=4)], limit_test_batches=2).test(
+        Noisy(), datamodule=data, verbose=False
+    )
+    (t_1, noise_1), (t_2, noise_2) = seen
+    assert not torch.equal(t_1, t_2) and not torch.equal(noise_1, noise_2)
 
 
 @pytest.mark.parametrize("callback", [NoisingFilm(), DenoisingFilm(), LossPerTime()])

@@ -13,13 +13,19 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 ROOT = Path(__file__).parents[1]
 ALLOWED = {  # package -> what it may import of ours
     "lit_generative": ("lit_generative",),
-    "datamodules": ("datamodules", "lit_generative.images", "lit_generative.statistics"),
+    "datamodules": (
+        "datamodules",
+        "lit_generative.images",
+        "lit_generative.segmentation",
+        "lit_generative.statistics",
+    ),
     "callbacks": (
         "callbacks",
         "lit_generative.protocols",
         "lit_generative.images",
         "lit_generative.interpolation",
         "lit_generative.disentanglement",
+        "lit_generative.segmentation",
         "lit_generative.metrics",
         "lit_generative.randomness",
         "lit_generative.features",

@@ -105,6 +105,8 @@ def test_dropout_is_where_the_paper_has_it():
     [
         ({"channels": (8, 10)}, "multiples of groups"),
         ({"patch": 0}, "at least 1"),
+        ({"channels": ()}, "multiples of groups"),
+        ({"channels": (5, 5), "groups": 5}, "must be even"),
         ({"attention_at": (2,)}, "names level 2"),
         ({"head_channels": 3}, "does not divide"),
     ],

@@ -11,8 +11,7 @@ Pixels are in [-1, 1] here; p(x_0|x_1) is a Gaussian on their 256 levels (Eq. 13
 """
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -70,8 +69,11 @@ class DDPM(DenoisingModel):
         init_from: str | None = None,
     ) -> None:
         super().__init__()
-        if classes < 0 or not 0 <= unlabelled <= 1:
-            raise ValueError(f"classes is not negative, unlabelled lies in [0, 1]; got {classes}, {unlabelled}")
+        if classes < 0 or not (0 <= unlabelled <= 1 and (unlabelled or not classes)):
+            raise ValueError(
+                f"classes is not negative, unlabelled lies in [0, 1] and above 0 with classes, else samples without a "
+                f"label come from what was never trained; got {classes}, {unlabelled}"
+            )
         self.save_hyperparameters(ignore=["init_from"])  # what was loaded once is in every later checkpoint
         self.image_shape = self.data_shape = image_shape
         self.classes, self.unlabelled = classes, unlabelled
@@ -84,6 +86,16 @@ class DDPM(DenoisingModel):
     def translated(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Diffusers' U-Nets have the weights of ours and the same names."""
         return {f"denoiser.{name}": v for name, v in renamed(state).items()} if "conv_in.weight" in state else state
+
+    def require_fitting(self, data: Any) -> None:
+        super().require_fitting(data)
+        # a folder knows its classes when it was looked through
+        known = len(data.classes) if hasattr(data, "classes") else getattr(data, "num_classes", 0)
+        if self.classes and known > self.classes:
+            raise ValueError(
+                f"DDPM is built for {self.classes} classes, but {type(data).__name__} has {known}: set "
+                f"--model.classes {known}"
+            )
 
     # -- pixels in [-1, 1] -------------------------------------------------------------------------
 
@@ -113,5 +125,4 @@ class DDPM(DenoisingModel):
             return DiscretizedGaussian.at(from_symmetric(x_0), sigma / 2).log_prob(x)
 
         drawn = self.bound_terms if terms is None else terms
-        denoise = partial(self.denoise, c=c)
-        return variational_bound(denoise, self.schedule, self.to_data(x), log_mass, self.variance, drawn)
+        return variational_bound(self.denoise, self.schedule, self.to_data(x), log_mass, self.variance, drawn, c=c)

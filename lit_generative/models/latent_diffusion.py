@@ -56,6 +56,10 @@ class LatentDiffusion(DenoisingModel):
         super().__init__()
         if width < 4 or width % 2 or depth < 1:
             raise ValueError(f"width must be even and at least 4, depth at least 1; got {width} and {depth}")
+        if schedule == "cosine" and target == "eps":
+            raise ValueError(
+                "the cosine schedule leaves nothing of z at T, from which eps cannot tell z: choose target v or x_0"
+            )
         self.autoencoder: Any
         self.autoencoder, autoencoder = borrow(autoencoder, image_shape)
         if not (hasattr(self.autoencoder, "q") and hasattr(self.autoencoder, "p")):

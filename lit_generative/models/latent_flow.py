@@ -221,4 +221,4 @@ class LatentFlow(GenerativeModel):
     def configure_optimizers(self) -> Any:
         learning = self.flow if self.given else self
         # what has no gradient is not moved: the flow at first, the autoencoder then
-        return self.with_decay(torch.optim.Adam(learning.parameters(), self.lr, fused=True), self.decay_from)
+        return self.with_decay(torch.optim.Adam(learning.parameters(), self.lr, fused=self.fused), self.decay_from)

@@ -252,5 +252,5 @@ class RealNVP(GenerativeModel):
             for scale, decay in ((False, 0.0), (True, self.weight_decay))
         ]
         return self.with_decay(
-            torch.optim.Adam([g for g in groups if g["params"]], self.lr, fused=True), self.decay_from
+            torch.optim.Adam([g for g in groups if g["params"]], self.lr, fused=self.fused), self.decay_from
         )

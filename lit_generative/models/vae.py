@@ -256,4 +256,4 @@ class VAE(GenerativeModel):
             return {"z": self.encode(x), "log_prob": self.log_prob(x), "c": c}
 
     def configure_optimizers(self) -> Any:
-        return self.with_decay(torch.optim.Adam(self.parameters(), self.lr, fused=True), self.decay_from)
+        return self.with_decay(torch.optim.Adam(self.parameters(), self.lr, fused=self.fused), self.decay_from)

@@ -142,11 +142,13 @@ class UNet(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
-        if min(*channels, blocks, groups, patch) < 1 or any(c % groups for c in channels) or channels[0] < 4:
+        if not channels or min(*channels, blocks, groups, patch) < 1 or any(c % groups for c in channels):
             raise ValueError(
-                f"channels must be multiples of groups and at least 4, blocks, groups and patch at least 1; got "
+                f"channels must be multiples of groups, blocks, groups and patch at least 1; got "
                 f"channels {tuple(channels)}, blocks {blocks}, groups {groups}, patch {patch}"
             )
+        if channels[0] % 2 or channels[0] < 4:
+            raise ValueError(f"the first of channels must be even and at least 4, got {channels[0]}")
         if unknown := [i for i in attention_at if not 0 <= i < len(channels)]:
             raise ValueError(f"attention_at names level {unknown[0]}, but levels are 0 to {len(channels) - 1}")
         attended = {channels[i] for i in (*attention_at, -1)}

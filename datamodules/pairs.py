@@ -1,0 +1,170 @@
+"""Pairs of images that show the same in two ways, for image-to-image translation."""
+
+import os
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from datamodules.base import ImageData, Split
+from datamodules.files import DataError
+from datamodules.image_cache import Files, cached
+from datamodules.loader import TensorLoader
+from lit_generative.images import from_uint8
+from lit_generative.statistics import cache_folder
+
+Direction = Literal["a_to_b", "b_to_a"]
+
+
+class PairedImages(ImageData):
+    """Batches ``(x, c)`` of targets and their sources, float32 ``(B, C, H, W)`` and ``(B, C', H, W)`` in [0, 1].
+
+    Both sides of a pair are decoded once, into one array: what moves or mirrors one moves the other. Training pairs are
+    kept ``load_size`` pixels wide and a random square of ``image_size`` is cut out of them every time (random jitter;
+    Isola et al., 2017, App. 6.2), all others are scaled to ``image_size``.
+
+    Args:
+        data_dir: The folder; default $LIT_GENERATIVE_DATA, else ``data``.
+        image_size: Height and width of the images that a model gets.
+        load_size: The same of those that squares are cut from; default 286/256 of ``image_size``, which without jitter
+            is ``image_size`` itself.
+        direction: From side a to side b, or the other way.
+        batch_size: Pairs per batch and process.
+        val_size: Training pairs held out for validation where there is no folder for it; default: a tenth.
+        random_flip: Mirror training pairs with probability 1/2.
+        skip_broken: Leave out pairs that cannot be read, with a line that lists them, instead of an error.
+        cache_dir: Where the arrays are kept; default ``~/.cache/lit-generative``.
+        seed: Of the splits, the order, the squares and the mirroring.
+    """
+
+    val_share = 10
+    channels_a: int = 3  # as stored
+    channels_b: int = 3
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        image_size: int = 256,
+        load_size: int | None = None,
+        direction: Direction = "a_to_b",
+        batch_size: int = 1,
+        val_size: int | None = None,
+        random_flip: bool = True,
+        skip_broken: bool = False,
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        load_size = round(image_size * 286 / 256) if load_size is None else load_size
+        if not 1 <= image_size <= load_size:
+            raise DataError(f"image_size starts at 1, and load_size is not smaller; got {image_size} and {load_size}")
+        if direction not in ("a_to_b", "b_to_a"):
+            raise DataError(f"direction is a_to_b or b_to_a, not {direction}")
+        self.shape = (self.channels_b if direction == "a_to_b" else self.channels_a, image_size, image_size)
+        data_dir, cache_dir = (path if path is None else os.fspath(path) for path in (data_dir, cache_dir))
+        super().__init__(data_dir, batch_size, val_size, resize="resize", random_flip=random_flip, seed=seed)
+        self.image_size, self.load_size, self.direction, self.skip_broken = (
+            image_size,
+            load_size,
+            direction,
+            skip_broken,
+        )
+        self.cache = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "pairs"
+        self._found: dict[str, list[Files]] | None = None
+
+    @property
+    def source_channels(self) -> int:
+        """Channels of the source images."""
+        return self.channels_a if self.direction == "a_to_b" else self.channels_b
+
+    @abstractmethod
+    def find_pairs(self) -> dict[str, list[Files]]:
+        """The files of every pair, by split: ``train``, ``test`` and perhaps ``val``."""
+
+    @abstractmethod
+    def read_pair(self, files: Files, size: int) -> np.ndarray:
+        """Both sides, a above b, levels ``(channels, size, size)``; ValueError says why one cannot be read."""
+
+    # ---- files
+
+    def prepare_data(self) -> None:
+        """Decode all pairs, unless that was done (Lightning: in one process per node)."""
+        for split in self._splits():
+            self._open(split)
+
+    def _splits(self) -> dict[str, list[Files]]:
+        if self._found is None:
+            try:
+                found = self.find_pairs()
+            except OSError as error:
+                raise DataError(f"{self.data_dir} cannot be read ({error.strerror}): check its permissions") from error
+            if "val" not in found:
+                train, val = self._split(len(found["train"]))
+                found |= {"train": [found["train"][i] for i in train], "val": [found["train"][i] for i in val]}
+            self._found = found
+        return self._found
+
+    def _open(self, split: str) -> Tensor:
+        """All readable pairs of a split, uint8 ``(N, a + b, size, size)``, mapped."""
+        size = self.load_size if split == "train" else self.image_size
+        shape = (self.channels_a + self.channels_b, size, size)
+        recipe = f"{type(self).__name__}, {self.describe_pair()}, {split}"
+        files = self._splits()[split]
+        if not files:
+            return torch.zeros(0, *shape, dtype=torch.uint8)
+        pairs, whole = cached(
+            files, shape, lambda paths: self.read_pair(paths, size), recipe, self.cache, self.skip_broken
+        )
+        return pairs if len(whole) == len(pairs) else pairs[whole]
+
+    def describe_pair(self) -> str:
+        """What `read_pair` makes of a pair beside its size, in words: each has a file of its own."""
+        return "pairs"
+
+    def drawn(self, count: int, held_out: int) -> tuple[list[int], list[int]]:
+        """Of so many pairs the numbers of those held out, drawn by the seed, and of the others."""
+        order = torch.randperm(count, generator=Generator().manual_seed(self.seed)).tolist()
+        return order[:held_out], order[held_out:]
+
+    # ---- splits
+
+    def setup(self, stage: str | None = None) -> None:
+        """Map what the stage needs."""
+        names = {"fit": ("train", "val"), "validate": ("val",)}.get(stage or "", ("train", "val", "test"))
+        for name in (*names, *(("test",) if stage in ("test", "predict") else ())):
+            if name not in self._sets:
+                pairs = self._open(name)
+                self._sets[name] = pairs, torch.arange(len(pairs))
+
+    def stored(self, split: Split) -> tuple[Tensor, Tensor]:
+        """The targets of a split, in memory, and their numbers."""
+        pairs = self._open(split)
+        sides = self._sides(pairs)
+        return self.as_images(sides[0]).contiguous(), torch.arange(len(pairs))
+
+    def _sides(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Target and source, as stored."""
+        a, b = pairs[:, : self.channels_a], pairs[:, self.channels_a :]
+        return (b, a) if self.direction == "a_to_b" else (a, b)
+
+    def as_images(self, side: Tensor) -> Tensor:
+        """What is stored of one side as 8-bit images."""
+        return side
+
+    # ---- loaders
+
+    def _loader(self, name: str) -> TensorLoader:
+        loader = super()._loader(name)
+        loader.crop = self.image_size if name == "train" else None
+        return loader
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Levels to floats, target and source, after the transfer."""
+        target, source = self._sides(batch[0])
+        return from_uint8(target), from_uint8(source)
+
+    def describe_test(self) -> str:
+        size = self.image_size
+        return f"test pairs of {self.name}, {size}x{size}, {self.direction.replace('_', ' ')}, {self.describe_pair()}"

@@ -1,0 +1,64 @@
+"""A folder of images to predict from, each in its own size."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from datamodules.files import DataError
+from datamodules.paired_folder import images_in, open_image
+from lit_generative.images import from_uint8
+
+
+class Pictures(LightningDataModule):
+    """The images of a folder, one at a time: ``(c, names)``, RGB float32 ``(1, 3, H, W)`` in [0, 1] and file names.
+
+    Args:
+        data_dir: The folder.
+
+    Raises:
+        DataError: There is no such folder, or it has no images.
+        ValueError: One of them cannot be read.
+    """
+
+    source_channels = 3
+
+    def __init__(self, data_dir: str) -> None:
+        super().__init__()
+        data_dir = os.fspath(data_dir)  # a Path among the hyper-parameters would spoil safe loading
+        self.save_hyperparameters()
+        self.folder = Path(data_dir).expanduser()
+
+    def setup(self, stage: str | None = None) -> None:
+        if stage not in ("predict", None):
+            raise DataError("Pictures are for predict only: they have no targets")
+        if not self.folder.is_dir():
+            raise DataError(f"there is no folder {self.folder}: name the folder of the images as data_dir")
+        self.paths = images_in(self.folder)
+        if not self.paths:
+            raise DataError(f"{self.folder} has no images")
+
+    def predict_dataloader(self) -> DataLoader:
+        return DataLoader(_Files(self.paths), batch_size=1)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, list[str]]:
+        return from_uint8(batch[0]), list(batch[1])
+
+
+class _Files(Dataset):
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, str]:
+        try:
+            return pil_to_tensor(open_image(self.paths[i])).to(torch.uint8), self.paths[i].name
+        except ValueError as error:
+            raise DataError(f"{self.paths[i]} cannot be read ({error})") from error

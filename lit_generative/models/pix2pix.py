@@ -1,0 +1,183 @@
+r"""Image-to-image translation with conditional adversarial networks (Isola et al., 2017), arXiv:1611.07004.
+
+With a source image c, its target x, noise z (dropout) and logits l of every patch, D = sigmoid(l):
+
+    L_cGAN = E_c,x[log D(c, x)] + E_c,z[log(1 - D(c, G(c, z)))]                                     Eq. 1
+    L_L1   = E_c,x,z[|x - G(c, z)|]                                                                 Eq. 3
+    G*     = arg min_G max_D L_cGAN + lambda L_L1                                                   Eq. 4
+
+G minimises -log D(c, G(c, z)) instead, and D half of its loss, to slow it down (Section 3.3).
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, pad
+
+from lit_generative.adversarial import Adversarial, Batch
+from lit_generative.images import from_symmetric, to_symmetric, to_uint8
+from lit_generative.nn.pix2pix import PATCHES, BatchNorm, Norm, PatchDiscriminator, UNetGenerator, authors_names
+
+
+class Pix2Pix(Adversarial):
+    """U-Net from source to target images, judged patch by patch.
+
+    Args:
+        image_shape: (C, H, W) of the target images; H and W are multiples of 2^levels.
+        source_channels: Channels of the source images.
+        levels: Halvings of the U-Net; 8 at 256 pixels.
+        width: Channels of either network at the largest resolution.
+        patch: Side of the patches that the discriminator judges: 1, 16, 34, 70, 142 or 286 pixels.
+        norm: ``batch``, or ``instance``.
+        test_norm: What batch norm does outside of training: the ``image``'s own statistics, which is the paper's test
+            with batches of one, or the ``running`` ones.
+        dropout: The noise.
+        test_dropout: Whether there is noise outside of training, as in the paper.
+        lambda_l1: Weight of the L1 term.
+        lambda_gan: Weight of the generator's adversarial term; 0: L1 only.
+        conditional: Whether the discriminator sees the source.
+        lr: Learning rate of both Adams.
+        beta1: Their first-moment decay.
+        decay_from: Fraction of the run after which the rates fall linearly to 0; 1 keeps them constant.
+        accumulate: Batches whose gradients make one step.
+        clip: Norm to which gradients are clipped; 0: not at all.
+        init_from: Weights to start from: a checkpoint, or the authors' ``latest_net_G.pth`` (unet_256: ``levels: 8``).
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (3, 256, 256),
+        source_channels: int = 3,
+        levels: int = 8,
+        width: int = 64,
+        patch: Literal[1, 16, 34, 70, 142, 286] = 70,
+        norm: Norm = "batch",
+        test_norm: Literal["image", "running"] = "image",
+        dropout: float = 0.5,
+        test_dropout: bool = True,
+        lambda_l1: float = 100.0,
+        lambda_gan: float = 1.0,
+        conditional: bool = True,
+        lr: float = 2e-4,
+        beta1: float = 0.5,
+        decay_from: float = 0.5,
+        accumulate: int = 1,
+        clip: float = 0.0,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__(accumulate=accumulate, clip=clip)
+        channels, h, w = image_shape
+        if levels < 2 or min(width, source_channels) < 1 or h % 2**levels or w % 2**levels:
+            raise ValueError(
+                f"levels start at 2, and images of {h}x{w} pixels must be halved {levels} times; width "
+                f"{width} and source_channels {source_channels} start at 1"
+            )
+        if patch != 1 and patch not in PATCHES:
+            raise ValueError(f"patches are of 1, {', '.join(map(str, PATCHES))} pixels, not {patch}")
+        if not (0 <= dropout < 1 and 0 <= decay_from <= 1 and min(lambda_l1, lambda_gan) >= 0):
+            raise ValueError(
+                f"dropout lies in [0, 1), decay_from in [0, 1], lambdas are not negative; got {dropout}, {decay_from}, "
+                f"{lambda_l1}, {lambda_gan}"
+            )
+        self.save_hyperparameters(ignore=["init_from"])
+        self.image_shape, self.source_channels, self.halvings = image_shape, source_channels, levels
+        self.lambda_l1, self.lambda_gan, self.conditional = lambda_l1, lambda_gan, conditional
+        self.lr, self.beta1, self.decay_from = lr, beta1, decay_from
+        self.generator = UNetGenerator(source_channels, channels, levels, width, norm, dropout, test_dropout)
+        seen = channels + (source_channels if conditional else 0)
+        self.discriminator = PatchDiscriminator(seen, width, patch, norm)
+        for module in self.modules():
+            if isinstance(module, BatchNorm):
+                module.by_image = test_norm == "image"
+        if init_from is not None:
+            self.start_from(init_from)
+
+    def translated(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The authors' generator and discriminator under our names."""
+        ours = authors_names(self.halvings)
+        if "model.model.0.weight" in state:
+            split = {name: name.rpartition(".") for name in state}
+            return {f"generator.{ours.get(layer, layer)}.{p}": state[name] for name, (layer, _, p) in split.items()}
+        if "model.0.weight" in state:
+            return {f"discriminator.{name}": v for name, v in state.items()}
+        return state
+
+    # -- the game ----------------------------------------------------------------------------------
+
+    def generate(self, batch: Batch) -> Tensor:
+        return self.generator(to_symmetric(batch[1]))
+
+    def judge(self, c: Tensor, x: Tensor) -> Tensor:
+        """Logits of every patch of ``x`` in [-1, 1], given the source ``c`` in [0, 1]; ``(B, 1, H', W')``."""
+        return self.discriminator(torch.cat([to_symmetric(c), x], 1) if self.conditional else x)
+
+    def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+        x, c = batch
+        real, made_up = self.judge(c, to_symmetric(x)), self.judge(c, fake)
+        loss_real = binary_cross_entropy_with_logits(real, torch.ones_like(real))
+        loss_fake = binary_cross_entropy_with_logits(made_up, torch.zeros_like(made_up))
+        return {
+            "loss_discriminator": (loss_real + loss_fake) / 2,
+            "loss_real": loss_real,
+            "loss_fake": loss_fake,
+        }
+
+    def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+        x, c = batch
+        made_up = self.judge(c, fake)
+        loss_gan = binary_cross_entropy_with_logits(made_up, torch.ones_like(made_up))
+        loss_l1 = (to_symmetric(x) - fake).abs().mean()  # the mean over pixels, as in the authors' code
+        loss = self.lambda_gan * loss_gan + self.lambda_l1 * loss_l1
+        return {"loss_generator": loss, "loss_gan": loss_gan, "loss_l1": loss_l1}
+
+    # -- translation -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def translate(self, c: Tensor) -> Tensor:
+        """Targets of source images ``(B, C', H, W)`` in [0, 1], ``(B, C, H, W)`` in [0, 1], drawn if there is noise.
+
+        Of any size: sides are continued at the right and the bottom until every level halves them, and cropped again.
+        """
+        height, width = c.shape[-2:]
+        multiple = 2**self.halvings
+        whole = pad(to_symmetric(c), (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        return from_symmetric(self.generator(whole)[..., :height, :width].float())
+
+    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
+        """`translate` the ``n`` source images ``c``.
+
+        Raises:
+            ValueError: There are none, or not ``n``.
+        """
+        if c is None or len(c) != n:
+            raise ValueError(f"{type(self).__name__} makes images of source images: give {n} of them as c")
+        return self.translate(c)
+
+    # -- Lightning ---------------------------------------------------------------------------------
+
+    def require_fitting(self, data: Any) -> None:
+        super().require_fitting(data)
+        given, source = getattr(data, "source_channels", None), type(data).__name__
+        if data is not None and given is None:
+            raise ValueError(f"Pix2Pix learns from pairs of images, and {source} has none: choose PairedFolder")
+        if given not in (None, self.source_channels):
+            raise ValueError(
+                f"Pix2Pix is built for source images of {self.source_channels} channels, but {source} gives {given}: "
+                f"set --model.source_channels {given}"
+            )
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """``translation`` of every source, uint8 ``(B, C, H, W)``, with the ``name`` of its file where it has one."""
+        first, second = batch
+        if isinstance(second, Tensor):  # a pair
+            return {"translation": to_uint8(self.translate(second))}
+        return {"translation": to_uint8(self.translate(first)), "name": second}
+
+    def configure_optimizers(self) -> Any:
+        networks = (self.generator, self.discriminator)
+        adams = [torch.optim.Adam(n.parameters(), self.lr, (self.beta1, 0.999), fused=not self.clip) for n in networks]
+        if self.decay_from >= 1:
+            return adams
+        decayed = [self.with_decay(adam, self.decay_from) for adam in adams]
+        return adams, [d["lr_scheduler"] for d in decayed]

@@ -1,0 +1,121 @@
+"""The networks of pix2pix (Isola et al., 2017, App. 6.1), layer by layer those of the authors' PyTorch code."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Literal["batch", "instance"]
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that, with ``by_image``, takes each image's own statistics outside of training.
+
+    That is the paper's test with batches of one (Section 3.4), whatever the batch is.
+    """
+
+    by_image = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or not self.by_image:
+            return super().forward(x)
+        return F.instance_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+def normalise(norm: Norm, channels: int) -> nn.Module:
+    return BatchNorm(channels) if norm == "batch" else nn.InstanceNorm2d(channels)
+
+
+def init_normal(network: nn.Module) -> None:
+    """Weights N(0, 0.02^2), those of batch norm N(1, 0.02^2), biases 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
+            nn.init.normal_(module.weight, float(isinstance(module, nn.BatchNorm2d)), 0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class UNetGenerator(nn.Module):
+    """Source images ``(B, in, H, W)`` to target images ``(B, out, H, W)``, both in [-1, 1].
+
+    ``levels`` times halved and doubled again, with a skip connection at every size; H and W are multiples of 2^levels.
+    The noise is dropout behind the second to fourth doubling from the bottom, in test too if ``always_drop``.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, levels: int, width: int, norm: Norm, dropout: float, always_drop: bool
+    ) -> None:
+        super().__init__()
+        self.dropout, self.always_drop = dropout, always_drop
+        channels = [width * min(8, 2**i) for i in range(levels)]
+        bias = norm == "instance"
+        self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
+        self.down_norms, self.up_norms = nn.ModuleList(), nn.ModuleList()
+        for i, o in enumerate(channels):
+            outermost, innermost = i == 0, i == levels - 1
+            before = inputs if outermost else channels[i - 1]
+            self.downs.append(nn.Conv2d(before, o, 4, 2, 1, bias=bias))
+            self.down_norms.append(nn.Identity() if outermost or innermost else normalise(norm, o))
+            after = outputs if outermost else before
+            self.ups.append(nn.ConvTranspose2d(o if innermost else 2 * o, after, 4, 2, 1, bias=bias or outermost))
+            self.up_norms.append(nn.Identity() if outermost else normalise(norm, after))
+        self.dropped = range(max(1, levels - 4), levels - 1)
+        init_normal(self)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, c: Tensor) -> Tensor:
+        h, skips = c.contiguous(memory_format=torch.channels_last), []
+        for i, (down, norm) in enumerate(zip(self.downs, self.down_norms, strict=True)):
+            h = norm(down(F.leaky_relu(h, 0.2) if i else h))
+            skips.append(h)
+        h = skips.pop()
+        for i in reversed(range(len(self.ups))):
+            h = self.up_norms[i](self.ups[i](F.relu(h)))
+            if i in self.dropped:
+                h = F.dropout(h, self.dropout, self.training or self.always_drop)
+            if i:
+                h = torch.cat([skips.pop(), h], 1)
+        return h.tanh()
+
+
+PATCHES = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}  # receptive field: number of halvings
+
+
+class PatchDiscriminator(nn.Module):
+    """Images ``(B, in, H, W)`` to a logit for every patch of ``patch`` pixels' side, ``(B, 1, H', W')``."""
+
+    def __init__(self, inputs: int, width: int, patch: int, norm: Norm) -> None:
+        super().__init__()
+        bias = norm == "instance"
+        if patch == 1:
+            layers: list[nn.Module] = [nn.Conv2d(inputs, width, 1), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(width, 2 * width, 1, bias=bias), normalise(norm, 2 * width), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(2 * width, 1, 1, bias=bias)]
+        else:
+            halvings = PATCHES[patch]
+            channels = [width * min(8, 2**i) for i in range(halvings + 1)]
+            layers = [nn.Conv2d(inputs, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+            for i in range(halvings):
+                stride = 2 if i < halvings - 1 else 1
+                layers += [nn.Conv2d(channels[i], channels[i + 1], 4, stride, 1, bias=bias)]
+                layers += [normalise(norm, channels[i + 1]), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(channels[-1], 1, 4, 1, 1)]
+        self.model = nn.Sequential(*layers)
+        init_normal(self)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.contiguous(memory_format=torch.channels_last))
+
+
+def authors_names(levels: int) -> dict[str, str]:
+    """The authors' name of every generator's layer, nested as their blocks are, to ours."""
+    names = {"model.model.0": "downs.0", "model.model.3": "ups.0"}
+    prefix = "model.model.1.model"
+    for i in range(1, levels - 1):
+        names |= {f"{prefix}.1": f"downs.{i}", f"{prefix}.2": f"down_norms.{i}"}
+        names |= {f"{prefix}.5": f"ups.{i}", f"{prefix}.6": f"up_norms.{i}"}
+        prefix += ".3.model"
+    last = levels - 1
+    return names | {f"{prefix}.1": f"downs.{last}", f"{prefix}.3": f"ups.{last}", f"{prefix}.4": f"up_norms.{last}"}

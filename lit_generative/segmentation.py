@@ -1,0 +1,36 @@
+"""How much of a scene is where it should be: scores of label maps (Isola et al., 2017, Section 4)."""
+
+import torch
+from torch import Tensor
+
+
+def nearest_colour(images: Tensor, palette: Tensor) -> Tensor:
+    """The row of the ``palette`` ``(K, 3)`` that is nearest to each pixel of images ``(B, 3, H, W)``, ``(B, H, W)``.
+
+    Both in [0, 1].
+    """
+    pixels = images.permute(0, 2, 3, 1).flatten(0, 2)
+    return torch.cdist(pixels, palette.to(pixels)).argmin(1).view(len(images), *images.shape[2:])
+
+
+def confusion(truth: Tensor, found: Tensor, classes: int) -> Tensor:
+    """Pixels of each class (rows) that were taken for each (columns), of every image, ``(B, K, K)`` float64.
+
+    ``truth`` and ``found`` are ``(B, H, W)`` int64; pixels whose truth is not in 0..K-1 do not count.
+    """
+    counted = (truth >= 0) & (truth < classes)
+    pairs = torch.where(counted, truth * classes + found, classes**2)
+    counts = [torch.bincount(image.flatten(), minlength=classes**2 + 1)[:-1] for image in pairs]
+    return torch.stack(counts).view(-1, classes, classes).double()
+
+
+def label_scores(confusion: Tensor) -> dict[str, float]:
+    """``pixel_accuracy``, and means over the classes that occur: ``class_accuracy``, ``class_iou``; of (K, K)."""
+    right, there, found = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    occurs = there > 0
+    union = there + found - right
+    return {
+        "pixel_accuracy": float(right.sum() / confusion.sum()),
+        "class_accuracy": float((right / there)[occurs].mean()),
+        "class_iou": float((right / union)[occurs].mean()),
+    }

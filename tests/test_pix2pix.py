@@ -1,0 +1,190 @@
+"""pix2pix: its networks, the authors' weights, the game and the noise."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from lit_generative.models.pix2pix import Pix2Pix
+from lit_generative.nn.pix2pix import PATCHES, PatchDiscriminator, UNetGenerator
+
+TINY = {"image_shape": (3, 16, 16), "levels": 3, "width": 4, "patch": 16}
+
+
+def pair(n=2, size=16):
+    return torch.rand(n, 3, size, size), torch.rand(n, 3, size, size)
+
+
+class Block(nn.Module):
+    """The authors' generator, as they nest it: what is inside comes as ``inner``."""
+
+    def __init__(self, outer, width, inner=None, inputs=None, outermost=False, drop=False):
+        super().__init__()
+        down = nn.Conv2d(inputs or outer, width, 4, 2, 1, bias=False)
+        if outermost:
+            layers = [down, inner, nn.ReLU(), nn.ConvTranspose2d(2 * width, outer, 4, 2, 1), nn.Tanh()]
+        elif inner is None:
+            up = nn.ConvTranspose2d(width, outer, 4, 2, 1, bias=False)
+            layers = [nn.LeakyReLU(0.2), down, nn.ReLU(), up, nn.BatchNorm2d(outer)]
+        else:
+            up = nn.ConvTranspose2d(2 * width, outer, 4, 2, 1, bias=False)
+            layers = [nn.LeakyReLU(0.2), down, nn.BatchNorm2d(width), inner, nn.ReLU(), up, nn.BatchNorm2d(outer)]
+        self.outermost, self.model = outermost, nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.model(x) if self.outermost else torch.cat([x, self.model(x)], 1)
+
+
+def authors_generator(levels, width):
+    channels = [width * min(8, 2**i) for i in range(levels)]
+    block = None
+    for i in reversed(range(1, levels)):
+        block = Block(channels[i - 1], channels[i], block)
+    outer = nn.Module()
+    outer.model = Block(3, channels[0], block, inputs=3, outermost=True)
+    return outer
+
+
+@pytest.mark.parametrize("levels", [3, 8])
+def test_the_authors_generator_loads_and_gives_the_same(levels, tmp_path):
+    theirs = authors_generator(levels, 4)
+    for p in theirs.parameters():
+        nn.init.normal_(p, 0, 0.3)
+    size = 2**levels
+    c = torch.rand(2, 3, size, size)
+    theirs.train()
+    theirs.model(c)  # gives the norms running statistics
+    theirs.eval()
+    torch.save(theirs.state_dict(), tmp_path / "latest_net_G.pth")
+    sizes = TINY | {"image_shape": (3, size, size), "levels": levels}
+    model = Pix2Pix(
+        **sizes, test_norm="running", test_dropout=False, init_from=str(tmp_path / "latest_net_G.pth")
+    ).eval()
+    with torch.no_grad():
+        assert_close(model.translate(c), (theirs.model(c * 2 - 1) + 1) / 2, atol=1e-5, rtol=1e-5)
+    assert "init_from" not in model.hparams
+
+
+def test_names_and_shapes_are_those_of_the_published_checkpoints():
+    """Of a few layers of unet_256 and the 70x70 discriminator, and the number of all."""
+    with torch.device("meta"):
+        model = Pix2Pix()
+    ours = {name: tuple(v.shape) for name, v in model.generator.state_dict().items()}
+    nested = ".model.3" * 6
+    theirs = {
+        "model.model.0.weight": (64, 3, 4, 4),
+        f"model.model.1{nested}.model.1.weight": (512, 512, 4, 4),
+        f"model.model.1{nested}.model.3.weight": (512, 512, 4, 4),
+        f"model.model.1{nested}.model.4.running_var": (512,),
+        "model.model.1.model.3.model.5.weight": (512, 128, 4, 4),
+        "model.model.3.bias": (3,),
+    }
+    found = model.translated({name: torch.empty(shape, device="meta") for name, shape in theirs.items()})
+    assert {name.removeprefix("generator."): tuple(v.shape) for name, v in found.items()}.items() <= ours.items()
+    assert len(ours) == 82 and sum(p.numel() for p in model.generator.parameters()) == 54_413_955
+    discriminator = {name: tuple(v.shape) for name, v in model.discriminator.state_dict().items()}
+    expected = {"model.0.weight": (64, 6, 4, 4), "model.11.weight": (1, 512, 4, 4), "model.9.running_mean": (512,)}
+    assert expected.items() <= discriminator.items() and len(discriminator) == 22
+
+
+@pytest.mark.parametrize("patch", [1, *PATCHES])
+def test_a_logit_sees_a_patch_of_the_size_it_is_named_after(patch):
+    size = 300 if patch == 286 else 160
+    net = PatchDiscriminator(1, 2, patch, "instance").eval()
+    for module in net.modules():  # every path counts, and norms would look at the whole image
+        if isinstance(module, nn.Conv2d):
+            nn.init.ones_(module.weight)
+    layers = [m for m in net.model if not isinstance(m, nn.InstanceNorm2d)]
+    x = torch.zeros(1, 1, size, size, requires_grad=True)
+    out = nn.Sequential(*layers)(x)
+    middle = out.shape[-1] // 2
+    out[0, 0, middle, middle].backward()
+    seen = x.grad[0, 0].nonzero()
+    assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [patch, patch]
+
+
+@pytest.mark.parametrize("levels", [2, 3, 5, 8])
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_every_depth_keeps_the_size(levels, norm):
+    net = UNetGenerator(2, 3, levels, 2, norm, 0.5, True).eval()
+    for module in net.modules():
+        if hasattr(module, "by_image"):
+            module.by_image = True
+    size = 2 ** max(levels, 4)
+    with torch.no_grad():
+        assert net(torch.rand(2, 2, size, 2 * size)).shape == (2, 3, size, 2 * size)
+    assert list(net.dropped) == {2: [], 3: [1], 5: [1, 2, 3], 8: [4, 5, 6]}[levels]
+
+
+def test_noise_changes_translations_and_the_seed_fixes_it():
+    model, (_, c) = Pix2Pix(**TINY).eval(), pair()
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        return model.translate(c)
+
+    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+    still = Pix2Pix(**TINY, test_dropout=False).eval()
+    assert torch.equal(still.translate(c), still.translate(c))
+    still.train()
+    assert not torch.equal(still.generator(c), still.generator(c))
+
+
+def test_a_translation_does_not_depend_on_its_batch_and_equals_a_batch_of_one():
+    model, (_, c) = Pix2Pix(**TINY, dropout=0.0), pair(4)
+    with torch.no_grad():
+        one = torch.cat([model.generator(image[None] * 2 - 1) for image in c])  # training mode: statistics of the batch
+    model.eval()
+    assert_close(model.translate(c), (one + 1) / 2, atol=1e-5, rtol=1e-4)
+    running = Pix2Pix(**TINY, dropout=0.0, test_norm="running").eval()
+    assert not torch.allclose(running.translate(c[:1]), model.translate(c[:1]), atol=1e-3)
+
+
+def test_losses_are_the_papers():
+    torch.manual_seed(0)
+    model, batch = Pix2Pix(**TINY, lambda_l1=10.0, lambda_gan=2.0), pair()
+    fake = model.generate(batch)
+    x, c = (image * 2 - 1 for image in batch)
+    p_real = model.discriminator(torch.cat([c, x], 1)).sigmoid()
+    p_fake = model.discriminator(torch.cat([c, fake], 1)).sigmoid()
+    d, g = model.discriminator_loss(batch, fake), model.generator_loss(batch, fake)
+    assert_close(d["loss_discriminator"], -(p_real.log().mean() + (1 - p_fake).log().mean()) / 2)
+    l1 = F.l1_loss(fake, x)
+    assert_close(g["loss_generator"], -2 * p_fake.log().mean() + 10 * l1)
+    unconditional = Pix2Pix(**TINY, conditional=False)
+    assert unconditional.judge(batch[1], x).shape == p_real.shape
+
+
+def test_each_network_learns_from_its_own_loss_only():
+    model, batch = Pix2Pix(**TINY), pair()
+    fake = model.generate(batch)
+    model.discriminator_loss(batch, fake.detach())["loss_discriminator"].backward()
+    assert all(p.grad is None for p in model.generator.parameters())
+    assert all(p.grad is not None for p in model.discriminator.parameters())
+
+
+def test_weights_start_as_in_the_paper():
+    torch.manual_seed(0)
+    model = Pix2Pix(**TINY | {"width": 32})
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.numel() > 5000:
+            assert_close(float(module.weight.detach().std()), 0.02, rtol=0.05, atol=0)
+        elif isinstance(module, nn.BatchNorm2d):
+            assert abs(float(module.weight.detach().mean()) - 1) < 0.02 and not module.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"levels": 5}, "must be halved 5 times"),
+        ({"levels": 1}, "levels start at 2"),
+        ({"patch": 50}, "patches are of 1, 16, 34, 70, 142, 286 pixels, not 50"),
+        ({"dropout": 1.0}, r"dropout lies in \[0, 1\)"),
+    ],
+)
+def test_what_cannot_be_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Pix2Pix(**TINY | wrong)
+    with pytest.raises(ValueError, match="makes images of source images: give 2 of them as c"):
+        Pix2Pix(**TINY).sample(2)
