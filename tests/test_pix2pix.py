@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from benchmarks.pix2pix_step import AuthorsGenerator
 from lit_generative.models.pix2pix import Pix2Pix
 from lit_generative.nn.pix2pix import PATCHES, PatchDiscriminator, UNetGenerator
 
@@ -16,45 +17,15 @@ def pair(n=2, size=16):
     return torch.rand(n, 3, size, size), torch.rand(n, 3, size, size)
 
 
-class Block(nn.Module):
-    """The authors' generator, as they nest it: what is inside comes as ``inner``."""
-
-    def __init__(self, outer, width, inner=None, inputs=None, outermost=False, drop=False):
-        super().__init__()
-        down = nn.Conv2d(inputs or outer, width, 4, 2, 1, bias=False)
-        if outermost:
-            layers = [down, inner, nn.ReLU(), nn.ConvTranspose2d(2 * width, outer, 4, 2, 1), nn.Tanh()]
-        elif inner is None:
-            up = nn.ConvTranspose2d(width, outer, 4, 2, 1, bias=False)
-            layers = [nn.LeakyReLU(0.2), down, nn.ReLU(), up, nn.BatchNorm2d(outer)]
-        else:
-            up = nn.ConvTranspose2d(2 * width, outer, 4, 2, 1, bias=False)
-            layers = [nn.LeakyReLU(0.2), down, nn.BatchNorm2d(width), inner, nn.ReLU(), up, nn.BatchNorm2d(outer)]
-        self.outermost, self.model = outermost, nn.Sequential(*layers)
-
-    def forward(self, x):
-        return self.model(x) if self.outermost else torch.cat([x, self.model(x)], 1)
-
-
-def authors_generator(levels, width):
-    channels = [width * min(8, 2**i) for i in range(levels)]
-    block = None
-    for i in reversed(range(1, levels)):
-        block = Block(channels[i - 1], channels[i], block)
-    outer = nn.Module()
-    outer.model = Block(3, channels[0], block, inputs=3, outermost=True)
-    return outer
-
-
 @pytest.mark.parametrize("levels", [3, 8])
 def test_the_authors_generator_loads_and_gives_the_same(levels, tmp_path):
-    theirs = authors_generator(levels, 4)
+    theirs = AuthorsGenerator(levels, 4)
     for p in theirs.parameters():
         nn.init.normal_(p, 0, 0.3)
     size = 2**levels
     c = torch.rand(2, 3, size, size)
     theirs.train()
-    theirs.model(c)  # gives the norms running statistics
+    theirs(c)  # gives the norms running statistics
     theirs.eval()
     torch.save(theirs.state_dict(), tmp_path / "latest_net_G.pth")
     sizes = TINY | {"image_shape": (3, size, size), "levels": levels}
@@ -62,7 +33,7 @@ def test_the_authors_generator_loads_and_gives_the_same(levels, tmp_path):
         **sizes, test_norm="running", test_dropout=False, init_from=str(tmp_path / "latest_net_G.pth")
     ).eval()
     with torch.no_grad():
-        assert_close(model.translate(c), (theirs.model(c * 2 - 1) + 1) / 2, atol=1e-5, rtol=1e-5)
+        assert_close(model.translate(c), (theirs(c * 2 - 1) + 1) / 2, atol=1e-5, rtol=1e-5)
     assert "init_from" not in model.hparams
 
 
