@@ -148,7 +148,9 @@ class GenerativeModel(LightningModule):
     @property
     def fused(self) -> bool:
         """Whether optimisers may be fused, which is faster: Lightning's mixed precision cannot clip behind those."""
-        return not (isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val)
+        trainer = self._trainer
+        mixed = trainer is not None and isinstance(trainer.precision_plugin, MixedPrecision)
+        return not (mixed and self.trainer.gradient_clip_val)
 
     def with_decay(self, optimizer: torch.optim.Optimizer, decay_from: float, warmup: int = 0) -> Any:
         """The optimiser with a learning rate that falls linearly to 0 from that fraction of the run on; 1: never.

@@ -227,7 +227,7 @@ MISTAKES = {
     "wrong type": (["--model.latent=many"], "\"latent\": Expected a <class 'int'>"),
     "no such choice": (["--model.likelihood=poisson"], "likelihood"),
     "no such model": (["--model=VEA"], "there is no model called VEA: choose from .*IWAE, .*VAE"),
-    "no such data": (["--data=MINST"], "there is no data called MINST: choose from CIFAR10, FashionMNIST"),
+    "no such data": (["--data=MINST"], "there is no data called MINST: choose from CIFAR10, Cityscapes, FashionMNIST"),
     "levels": (["--data.binarize=dynamic"], "is built for pixels with 256 levels, but FashionMNIST has 2"),
     "shape": (["--data.image_size=32"], r"images of shape \(1, 28, 28\), but FashionMNIST gives \(1, 32, 32\)"),
     "no data": (["--data.data_dir=nowhere", "--data.download=false"], "FashionMNIST was not found.*Put train-images"),
