@@ -26,6 +26,7 @@ from lit_generative.checkpoints import (
     load_model,
     model_config,
     read_checkpoint,
+    require_same_meaning,
     require_same_shapes,
 )
 from lit_generative.images import grid, save_png, to_uint8
@@ -108,6 +109,7 @@ class CLI(LightningCLI):
             self.model.require_fitting(self.datamodule)  # before a download
         if self.checkpoint is not None:
             require_same_shapes(self.model, self.checkpoint, self.config[self.subcommand].ckpt_path)
+            require_same_meaning(self.model, self.checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run's folder, a CSV logger in front of any other, and the pictures that this model can give."""
@@ -261,6 +263,7 @@ def sample(
     else:
         for i, image in enumerate(x):
             save_png(image, target / f"{i:06d}.png")
+    chosen = chosen if label is None else {"label": label} | chosen
     said = "".join(f", {name} {value}" for name, value in chosen.items())
     print(f"{n} samples of {type(model).__name__}{said}: {target}")
 

@@ -4,11 +4,12 @@
 
     python benchmarks/samplers.py last.ckpt dpm_solver:10 dpm_solver:20 ddim:50 ancestral:1000
 
-Each is a test of its own, with the same noise, over two batches of images; what the output folder holds already is
-taken from there. Writes ``samplers.md``.
+Each is a test of its own, with the same noise, over two batches of images; what the output folder holds of this
+checkpoint already is taken from there. Writes ``samplers.md``.
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -41,8 +42,11 @@ def main():
 
 def measure(checkpoint, sampler, steps, num_samples, output):
     """The numbers of a test, in a process of its own unless they are there."""
-    folder = output / f"{sampler}_{steps}_{num_samples}"
-    if not (found := sorted(folder.glob("**/results.json"))):
+    stamp = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:8]
+    folder = output / f"{stamp}_{sampler}_{steps}_{num_samples}"
+    if found := sorted(folder.glob("**/results.json")):
+        print(f"{sampler}, {steps} steps: taken from {found[-1]}")
+    else:
         fid = [{"class_path": "FID", "init_args": {"num_samples": num_samples}}]
         command = [sys.executable, ROOT / "train.py", "test", "--ckpt_path", checkpoint]
         command += ["--model.sampler", sampler, "--model.sampling_steps", steps, "--trainer.limit_test_batches", 2]

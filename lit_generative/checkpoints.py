@@ -101,6 +101,18 @@ def require_same_shapes(model: torch.nn.Module, checkpoint: dict[str, Any], path
         )
 
 
+def require_same_meaning(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Raise a CheckpointError if ``model`` has other values of its ``fixed`` arguments than those of the checkpoint."""
+    saved = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    now: Any = getattr(model, "hparams", {})
+    for name in getattr(model, "fixed", ()):
+        if name in saved and now[name] != saved[name]:
+            raise CheckpointError(
+                f"the weights were trained with {name}={saved[name]}, and mean nothing with {now[name]}: leave out "
+                f"--model.{name}"
+            )
+
+
 def load_model(path: str | Path) -> LightningModule:
     """Rebuild the model that a checkpoint holds, with its weights, in eval mode on the CPU."""
     checkpoint = read_checkpoint(path)

@@ -25,6 +25,7 @@ class DenoisingModel(GenerativeModel):
     what is diffused: `to_data`, `to_images`, `predict`, `denoise` and `bound`.
     """
 
+    fixed = ("steps", "schedule", "target")
     data_shape: tuple[int, ...]
     denoiser: nn.Module
     classes: int = 0
@@ -121,8 +122,10 @@ class DenoisingModel(GenerativeModel):
             raise ValueError(f"there is no sampler {name}: choose from {', '.join(SAMPLERS)}")
         if not (0 <= eta <= 1 and (eta == 0 or name == "ddim")):
             raise ValueError(f"eta lies in [0, 1] and is an option of ddim: got {eta} for {name}")
-        if guidance and (c is None or not self.classes):
-            raise ValueError("guidance leads towards a class: it needs labels, and a model with classes")
+        if guidance < 0 or (guidance and (c is None or not self.classes)):
+            raise ValueError("guidance leads towards a class: it is not negative, and needs labels and a model of them")
+        if self.classes and c is not None and (len(c) != len(x_T) or not ((c >= 0) & (c < self.classes)).all()):
+            raise ValueError(f"c must hold a label from 0 to {self.classes - 1} for each of {len(x_T)} images")
         denoise = partial(self.denoise, c=c, guidance=guidance)
         times = subsequence(self.schedule.steps, steps, power)
         return self.to_images(SAMPLERS[name](denoise, x_T, self.schedule, times, eta, self.variance, watch))

@@ -32,6 +32,7 @@ class GenerativeModel(LightningModule):
     monitor: str | None = "val/loss"  # what the best checkpoint is chosen by unless told otherwise; None: the last
     likelihood_kind: str = ""  # what ``nll`` and ``bpd`` of `test` are: exact, or a bound and which; empty: none
     log_prob_kind: str = ""  # the same of what `log_prob` gives by default
+    fixed: tuple[str, ...] = ()  # arguments that change what the weights mean: a checkpoint's cannot be overruled
     training_seconds: float = 0.0  # wall time behind the weights without validation, over all runs that were resumed
 
     def setup(self, stage: str) -> None:

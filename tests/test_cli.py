@@ -323,6 +323,8 @@ def test_samples_of_a_class_by_a_named_sampler(run, tmp_path):
     drawn = [arrays(tmp_path / f"{i}.npz")["images"] for i in range(3)]
     assert all(images.shape == (3, 28, 28, 1) for images in drawn)
     assert (drawn[0] != drawn[1]).any() and (drawn[1] != drawn[2]).any()
+    with pytest.raises(SystemExit, match=r"trained with steps=20, and mean nothing with 10: leave out --model\.steps"):
+        run("test", f"--ckpt_path={ckpt}", "--model.steps=10", "--trainer.limit_test_batches=1")
     with pytest.raises(SystemExit, match="label 10: DDPM knows 10 classes"):
         run(*sample, "--output=b.npz", "--label=10")
     with pytest.raises(SystemExit, match="there is no sampler euler: choose from ancestral, ddim, dpm_solver"):

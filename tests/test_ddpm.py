@@ -132,6 +132,7 @@ def test_the_models_variance_is_that_of_its_bound_and_of_its_samples(variance):
         ({"eta": 0.5}, "eta lies in .* and is an option of ddim"),
         ({"sampler": "ddim", "eta": 7.0}, "eta lies in"),
         ({"guidance": 2.0}, "guidance leads towards a class"),
+        ({"guidance": -1.0}, "it is not negative"),
         ({"steps": 0}, "takes from 1 to 50 steps"),
         ({"power": 0.5}, "a power of at least 1"),
     ],
@@ -218,6 +219,12 @@ def test_classes_are_held_against_the_data(data, tmp_path):
         trainer(tmp_path, logger=False).fit(DDPM(**TINY, classes=9), datamodule=data)
     with pytest.raises(ValueError, match="above 0 with classes"):
         DDPM(**TINY, classes=10, unlabelled=0.0)
+
+
+def test_labels_are_checked_where_they_are_drawn():
+    for c in (torch.tensor([0, 3]), torch.tensor([1])):
+        with pytest.raises(ValueError, match="a label from 0 to 2 for each of 2 images"):
+            tiny(classes=3).sample(2, c)
 
 
 def test_some_labels_are_hidden_in_training(data, tmp_path):
