@@ -7,7 +7,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_generative.diffusion import SAMPLERS, SCHEDULES, Watcher, ddim, denoising_losses, estimate, subsequence
+from lit_generative.diffusion import (
+    SAMPLERS,
+    SCHEDULES,
+    Watcher,
+    ddim,
+    denoising_losses,
+    estimate,
+    even_in_log_snr,
+    subsequence,
+)
 from lit_generative.diffusion_bound import Bound, strata
 from lit_generative.interpolation import arcs
 from lit_generative.likelihoods import bits_per_dim
@@ -112,7 +121,7 @@ class DenoisingModel(GenerativeModel):
         steps: int | None = None,
         sampler: Sampler | None = None,
         eta: float = 0.0,
-        power: float = 2.0,
+        power: float | None = None,
         guidance: float = 0.0,
         watch: Watcher | None = None,
     ) -> Tensor:
@@ -127,7 +136,10 @@ class DenoisingModel(GenerativeModel):
         if self.classes and c is not None and (len(c) != len(x_T) or not ((c >= 0) & (c < self.classes)).all()):
             raise ValueError(f"c must hold a label from 0 to {self.classes - 1} for each of {len(x_T)} images")
         denoise = partial(self.denoise, c=c, guidance=guidance)
-        times = subsequence(self.schedule.steps, steps, power)
+        if power is None and name == "dpm_solver":
+            times = even_in_log_snr(self.schedule, steps)
+        else:
+            times = subsequence(self.schedule.steps, steps, 1.0 if power is None else power)
         return self.to_images(SAMPLERS[name](denoise, x_T, self.schedule, times, eta, self.variance, watch))
 
     def sample(
@@ -137,7 +149,7 @@ class DenoisingModel(GenerativeModel):
         steps: int | None = None,
         sampler: Sampler | None = None,
         eta: float = 0.0,
-        power: float = 2.0,
+        power: float | None = None,
         guidance: float = 0.0,
     ) -> Tensor:
         """Draw images ``(n, C, H, W)`` in [0, 1].
@@ -148,7 +160,7 @@ class DenoisingModel(GenerativeModel):
             steps: Times that the network is asked (default: ``sampling_steps``).
             sampler: ``ancestral``, ``ddim`` or ``dpm_solver`` (default: the model's).
             eta: Noise of ``ddim``, 0 to 1.
-            power: The higher, the more of the steps are near the data, see `subsequence`.
+            power: Of the steps' places, see `subsequence`; by default even in log-SNR for ``dpm_solver``, else in t.
             guidance: How far beyond the labelled model, see `denoise`.
         """
         x_T = torch.randn(n, *self.data_shape, device=self.device)

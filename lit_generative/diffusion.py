@@ -109,13 +109,13 @@ def estimate(schedule: Schedule, target: str, x_t: Tensor, out: Tensor, t: Tenso
 # Each takes x_T ~ N(0, I), and the times at which the model is asked; the last step goes on to t = 0.
 
 
-def subsequence(steps: int, n: int, power: float = 2.0) -> list[int]:
+def subsequence(steps: int, n: int, power: float = 1.0) -> list[int]:
     """``n`` times from T down to 1, both included for n > 1; the higher ``power``, the more of them near the data.
 
-    1 spaces them alike; 2 is DDIM's quadratic choice (Song, Meng & Ermon, 2021, App. D.2), best for few steps.
+    1 spaces them alike; 2 is the quadratic choice of Song, Meng & Ermon (2021, App. D.2).
 
-    >>> subsequence(1000, 5), subsequence(1000, 5, power=1)
-    ([1000, 563, 251, 63, 1], [1000, 750, 500, 251, 1])
+    >>> subsequence(1000, 5), subsequence(1000, 5, power=2)
+    ([1000, 750, 500, 251, 1], [1000, 563, 251, 63, 1])
     """
     if not 1 <= n <= steps or power < 1:
         raise ValueError(f"a sampler takes from 1 to {steps} steps and a power of at least 1, got {n} and {power}")
@@ -123,6 +123,23 @@ def subsequence(steps: int, n: int, power: float = 2.0) -> list[int]:
         return [steps]
     times = 1 + (steps - 1) * torch.linspace(0, 1, n, dtype=torch.float64) ** power
     return times.round().long().maximum(torch.arange(1, n + 1)).flip(0).tolist()  # no time twice
+
+
+def even_in_log_snr(schedule: Schedule, n: int, lowest: float = -6.0) -> list[int]:
+    """``n`` times from T down to 1, evenly spaced in log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)) (Lu et al., 2022).
+
+    Below ``lowest`` there is nothing but noise: there, T stands for all.
+    """
+    steps = schedule.steps
+    if not 1 <= n <= steps:
+        raise ValueError(f"a sampler takes from 1 to {steps} steps, got {n}")
+    a, k = schedule.alpha_bar[1:].cpu(), torch.arange(n)
+    log_snr = (a.log() - torch.log1p(-a)) / 2
+    wanted = torch.linspace(float(log_snr[0]), max(float(log_snr[-1]), lowest), n, dtype=torch.float64)
+    times = 1 + (log_snr - wanted[:, None]).abs().argmin(1)
+    times[-1] = steps
+    times = (times - k).cummax(0).values + k  # no time twice
+    return times.minimum(steps - n + 1 + k).flip(0).tolist()
 
 
 def _estimates(

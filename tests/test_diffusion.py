@@ -15,6 +15,7 @@ from lit_generative.diffusion import (
     ddim,
     ddim_inverse,
     dpm_solver,
+    even_in_log_snr,
     posterior,
     subsequence,
 )
@@ -280,7 +281,8 @@ def test_the_deterministic_samplers_follow_the_flow_the_second_order_one_sooner(
     law, x_T = Normal1D(schedule), torch.linspace(-2, 2, 9, dtype=F64)[:, None]
 
     def error(sampler, n):
-        return float((sampler(law.denoise, x_T, schedule, subsequence(1000, n)) - exact_flow(law, x_T)).abs().max())
+        times = subsequence(1000, n) if n == 1000 else even_in_log_snr(schedule, n)
+        return float((sampler(law.denoise, x_T, schedule, times) - exact_flow(law, x_T)).abs().max())
 
     assert error(ddim, 1000) < 5e-3 and error(dpm_solver, 100) < 5e-3
     assert error(ddim, 20) > 3 * error(dpm_solver, 20)
@@ -316,6 +318,18 @@ def test_subsequences_hold_both_ends():
     assert subsequence(1000, 1000) == list(range(1000, 0, -1)) and subsequence(1000, 1) == [1000]
     with pytest.raises(ValueError, match="from 1 to 1000"):
         subsequence(1000, 1001)
+
+
+def test_times_even_in_log_snr_hold_both_ends_and_every_time_once(schedule):
+    for n in (1, 2, 5, 20, 999, 1000):
+        times = even_in_log_snr(schedule, n)
+        assert times[0] == 1000 and times == sorted(set(times), reverse=True) and len(times) == n
+        assert times[-1] == 1 or n == 1
+    a = schedule.alpha_bar[even_in_log_snr(schedule, 20)]
+    steps = ((a.log() - torch.log1p(-a)) / 2).diff()[1:]
+    assert steps.max() / steps.min() < 1.6  # but for the first, which leaps over what is noise alone
+    with pytest.raises(ValueError, match="from 1 to 1000"):
+        even_in_log_snr(schedule, 0)
 
 
 def test_a_watcher_sees_every_step():
