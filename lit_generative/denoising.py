@@ -7,16 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_generative.diffusion import (
-    SAMPLERS,
-    SCHEDULES,
-    Watcher,
-    ddim,
-    denoising_losses,
-    estimate,
-    even_in_log_snr,
-    subsequence,
-)
+from lit_generative import diffusion
+from lit_generative.diffusion import SAMPLERS, SCHEDULES, Watcher, ddim, even_in_log_snr, subsequence
 from lit_generative.diffusion_bound import Bound, strata
 from lit_generative.interpolation import arcs
 from lit_generative.likelihoods import bits_per_dim
@@ -37,8 +29,7 @@ class DenoisingModel(GenerativeModel):
     fixed = ("steps", "schedule", "target")
     data_shape: tuple[int, ...]
     denoiser: nn.Module
-    classes: int = 0
-    unlabelled: float = 0.0
+    classes, unlabelled = 0, 0.0
 
     def diffuse_by(
         self,
@@ -100,11 +91,11 @@ class DenoisingModel(GenerativeModel):
         out = self.predict(x_t, t, c)
         if guidance and c is not None and self.classes:
             out = (1 + guidance) * out - guidance * self.predict(x_t, t)
-        return estimate(self.schedule, self.target, x_t, out, t)
+        return diffusion.estimate(self.schedule, self.target, x_t, out, t)
 
     def losses_at(self, x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         """L_simple of images in [0, 1] at times ``(B,)``, ``(B,)``."""
-        return denoising_losses(partial(self.predict, c=c), self.schedule, self.target, self.to_data(x), t)
+        return diffusion.denoising_losses(partial(self.predict, c=c), self.schedule, self.target, self.to_data(x), t)
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -131,15 +122,10 @@ class DenoisingModel(GenerativeModel):
             raise ValueError(f"there is no sampler {name}: choose from {', '.join(SAMPLERS)}")
         if not (0 <= eta <= 1 and (eta == 0 or name == "ddim")):
             raise ValueError(f"eta lies in [0, 1] and is an option of ddim: got {eta} for {name}")
-        if guidance < 0 or (guidance and (c is None or not self.classes)):
-            raise ValueError("guidance leads towards a class: it is not negative, and needs labels and a model of them")
-        if self.classes and c is not None and (len(c) != len(x_T) or not ((c >= 0) & (c < self.classes)).all()):
-            raise ValueError(f"c must hold a label from 0 to {self.classes - 1} for each of {len(x_T)} images")
+        self.require_labels(len(x_T), c, guidance)
         denoise = partial(self.denoise, c=c, guidance=guidance)
-        if power is None and name == "dpm_solver":
-            times = even_in_log_snr(self.schedule, steps)
-        else:
-            times = subsequence(self.schedule.steps, steps, 1.0 if power is None else power)
+        by_snr = power is None and name == "dpm_solver"
+        times = even_in_log_snr(self.schedule, steps) if by_snr else subsequence(self.steps, steps, power or 1.0)
         return self.to_images(SAMPLERS[name](denoise, x_T, self.schedule, times, eta, self.variance, watch))
 
     def sample(
@@ -170,6 +156,11 @@ class DenoisingModel(GenerativeModel):
         """Images of ``n`` arcs between two draws of x_T, without other noise, ``(n * steps, C, H, W)`` in [0, 1]."""
         ends = torch.randn(2, n, *self.data_shape, device=self.device)
         return self.generate(arcs(ends.flatten(2), steps).unflatten(1, self.data_shape), sampler="dpm_solver")
+
+    def require_labels(self, n: int, c: Tensor | None, guidance: float) -> None:
+        """Raise a ValueError if ``n`` samples cannot be drawn with these; see `sample`."""
+        if guidance:
+            raise ValueError(f"guidance leads towards a class, and {type(self).__name__} knows none")
 
     # -- looking -----------------------------------------------------------------------------------
 
@@ -247,16 +238,15 @@ class DenoisingModel(GenerativeModel):
         self._tested, dims = int(n), self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
         metrics = {"elbo": mean[0], "nll": -mean[0], "bpd": bits_per_dim(mean[0], dims)}
         metrics |= {"nll_stderr": stderr, "bpd_stderr": bits_per_dim(-stderr, dims)}
-        metrics |= {"prior_kl": mean[1], "diffusion": mean[2], "decoder": mean[3]}
-        metrics |= {"drawn_terms_error": (mean[4] / n).sqrt()}
+        error = (mean[4] / n).sqrt()
+        metrics |= {"prior_kl": mean[1], "diffusion": mean[2], "decoder": mean[3], "drawn_terms_error": error}
         self.log_dict({f"test/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def describe_test(self) -> str:
         return (
             f"{self._tested:,} images; nats per image, ± standard error over images; nll, bpd: {self.likelihood_kind}, "
-            f"one draw of every x_t, {self.variance} variance; nll = prior_kl + diffusion + decoder; "
-            f"drawn_terms_error: the part of the error that is of drawing terms; "
-            f"samples: {self.sampler}, {self.sampling_steps} steps"
+            f"one draw of every x_t, {self.variance} variance; nll = prior_kl + diffusion + decoder, drawn_terms_error "
+            f"the part of the error that is of drawing terms; samples: {self.sampler}, {self.sampling_steps} steps"
         )
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -266,5 +256,5 @@ class DenoisingModel(GenerativeModel):
             return {"log_prob": self.log_prob(x, c if self.classes else None), "c": c}
 
     def configure_optimizers(self) -> Any:
-        adam = torch.optim.Adam(self.denoiser.parameters(), self.lr, fused=self.fused)
-        return self.with_decay(adam, self.decay_from, self.warmup)
+        learning = torch.optim.Adam(self.denoiser.parameters(), self.lr, fused=self.fused)
+        return self.with_decay(learning, self.decay_from, self.warmup)

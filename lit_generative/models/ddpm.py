@@ -105,6 +105,12 @@ class DDPM(DenoisingModel):
     def to_images(self, x_0: Tensor) -> Tensor:
         return from_symmetric(x_0).clamp(0, 1)
 
+    def require_labels(self, n: int, c: Tensor | None, guidance: float) -> None:
+        if guidance < 0 or (guidance and (c is None or not self.classes)):
+            raise ValueError("guidance leads towards a class: it is not negative, and needs labels and a model of them")
+        if self.classes and c is not None and (len(c) != n or not ((c >= 0) & (c < self.classes)).all()):
+            raise ValueError(f"c must hold a label from 0 to {self.classes - 1} for each of {n} images")
+
     # -- p(x_s|x_t) --------------------------------------------------------------------------------
 
     def predict(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
