@@ -11,7 +11,7 @@ from torchvision.datasets import Cityscapes as Official
 
 from datamodules.files import DataError
 from datamodules.image_cache import Files
-from datamodules.paired_folder import open_image, pairs_in, scaled
+from datamodules.paired_folder import halves, open_image, pairs_in, scaled
 from datamodules.pairs import PairedImages
 from lit_generative.images import from_uint8
 from lit_generative.segmentation import nearest_colour
@@ -134,9 +134,7 @@ class Cityscapes(PairedImages):
 
     def read_pair(self, files: Files, size: int) -> np.ndarray:
         if len(files) == 1:
-            both = open_image(files[0])
-            width, height = both.size
-            photo, labels = both.crop((0, 0, width // 2, height)), both.crop((width // 2, 0, width, height))
+            photo, labels = halves(files[0])
         else:
             photo, labels = open_image(files[0]), read_labels(files[1], self.labels)
         return np.concatenate([scaled(photo, size, labels=False), scaled(labels, size, labels=True)])
@@ -150,9 +148,9 @@ class Cityscapes(PairedImages):
 
     def source_of(self, levels: Tensor) -> Tensor:
         """What the model gets of a stored source, float32 ``(B, C', H, W)`` in [0, 1]."""
-        if self.labels == "ids" and levels.shape[1] == 1:
+        if self.labels == "ids":
             return levels.float() / (IDS - 1)
-        if self.labels == "one_hot" and levels.shape[1] == 1:
+        if self.labels == "one_hot":
             return (levels == torch.arange(len(CLASSES), device=levels.device).view(-1, 1, 1)).float()
         return from_uint8(levels)
 

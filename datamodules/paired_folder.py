@@ -71,11 +71,7 @@ class PairedFolder(PairedImages):
         if len(files) == 2:
             a, b = (open_image(path) for path in files)
         else:
-            both = open_image(files[0])
-            width, height = both.size
-            if width % 2:
-                raise ValueError(f"{width}x{height} pixels are not two halves side by side")
-            a, b = both.crop((0, 0, width // 2, height)), both.crop((width // 2, 0, width, height))
+            a, b = halves(files[0])
         return np.concatenate([scaled(image, size, labels=side == self.labels) for image, side in ((a, "a"), (b, "b"))])
 
     def describe_pair(self) -> str:
@@ -122,6 +118,15 @@ def open_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error).replace(f" {str(path)!r}", "")) from error
+
+
+def halves(path: Path) -> tuple[Image.Image, Image.Image]:
+    """The left and the right half of an image; ValueError says why there are none."""
+    both = open_image(path)
+    width, height = both.size
+    if width % 2:
+        raise ValueError(f"{width}x{height} pixels are not two halves side by side")
+    return both.crop((0, 0, width // 2, height)), both.crop((width // 2, 0, width, height))
 
 
 def scaled(image: Image.Image, size: int, labels: bool) -> np.ndarray:

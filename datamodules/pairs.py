@@ -132,8 +132,8 @@ class PairedImages(ImageData):
 
     def setup(self, stage: str | None = None) -> None:
         """Map what the stage needs."""
-        names = {"fit": ("train", "val"), "validate": ("val",)}.get(stage or "", ("train", "val", "test"))
-        for name in (*names, *(("test",) if stage in ("test", "predict") else ())):
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        for name in needed.get(stage or "", ("train", "val", "test")):
             if name not in self._sets:
                 pairs = self._open(name)
                 self._sets[name] = pairs, torch.arange(len(pairs))
@@ -141,17 +141,12 @@ class PairedImages(ImageData):
     def stored(self, split: Split) -> tuple[Tensor, Tensor]:
         """The targets of a split, in memory, and their numbers."""
         pairs = self._open(split)
-        sides = self._sides(pairs)
-        return self.as_images(sides[0]).contiguous(), torch.arange(len(pairs))
+        return self._sides(pairs)[0].contiguous(), torch.arange(len(pairs))
 
     def _sides(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Target and source, as stored."""
         a, b = pairs[:, : self.channels_a], pairs[:, self.channels_a :]
         return (b, a) if self.direction == "a_to_b" else (a, b)
-
-    def as_images(self, side: Tensor) -> Tensor:
-        """What is stored of one side as 8-bit images."""
-        return side
 
     # ---- loaders
 

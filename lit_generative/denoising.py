@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_generative import diffusion
-from lit_generative.diffusion import SAMPLERS, SCHEDULES, Watcher, ddim, even_in_log_snr, subsequence
+from lit_generative.diffusion import SAMPLERS, SCHEDULES, Watcher, ddim, places, subsequence
 from lit_generative.diffusion_bound import Bound, strata
 from lit_generative.interpolation import arcs
 from lit_generative.likelihoods import bits_per_dim
@@ -124,8 +124,7 @@ class DenoisingModel(GenerativeModel):
             raise ValueError(f"eta lies in [0, 1] and is an option of ddim: got {eta} for {name}")
         self.require_labels(len(x_T), c, guidance)
         denoise = partial(self.denoise, c=c, guidance=guidance)
-        by_snr = power is None and name == "dpm_solver"
-        times = even_in_log_snr(self.schedule, steps) if by_snr else subsequence(self.steps, steps, power or 1.0)
+        times = places(self.schedule, name, steps, power)
         return self.to_images(SAMPLERS[name](denoise, x_T, self.schedule, times, eta, self.variance, watch))
 
     def sample(
@@ -245,8 +244,9 @@ class DenoisingModel(GenerativeModel):
     def describe_test(self) -> str:
         return (
             f"{self._tested:,} images; nats per image, ± standard error over images; nll, bpd: {self.likelihood_kind}, "
-            f"one draw of every x_t, {self.variance} variance; nll = prior_kl + diffusion + decoder, drawn_terms_error "
-            f"the part of the error that is of drawing terms; samples: {self.sampler}, {self.sampling_steps} steps"
+            f"one draw of every x_t, {self.variance} variance; nll = prior_kl + diffusion + decoder; "
+            f"drawn_terms_error: what drawing terms adds to the error; "
+            f"samples: {self.sampler}, {self.sampling_steps} steps"
         )
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:

@@ -142,6 +142,13 @@ def even_in_log_snr(schedule: Schedule, n: int, lowest: float = -6.0) -> list[in
     return times.minimum(steps - n + 1 + k).flip(0).tolist()
 
 
+def places(schedule: Schedule, sampler: str, n: int, power: float | None = None) -> list[int]:
+    """Where a sampler asks: without ``power`` evenly, ``dpm_solver`` in log-SNR, the others in t."""
+    if power is None and sampler == "dpm_solver":
+        return even_in_log_snr(schedule, n)
+    return subsequence(schedule.steps, n, 1.0 if power is None else power)
+
+
 def _estimates(
     denoise: Denoiser,
     x: Tensor,

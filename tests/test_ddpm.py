@@ -135,6 +135,7 @@ def test_the_models_variance_is_that_of_its_bound_and_of_its_samples(variance):
         ({"guidance": -1.0}, "it is not negative"),
         ({"steps": 0}, "takes from 1 to 50 steps"),
         ({"power": 0.5}, "a power of at least 1"),
+        ({"power": 0.0}, "a power of at least 1"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(wrong, message):

@@ -177,7 +177,4 @@ class Pix2Pix(Adversarial):
     def configure_optimizers(self) -> Any:
         networks = (self.generator, self.discriminator)
         adams = [torch.optim.Adam(n.parameters(), self.lr, (self.beta1, 0.999), fused=not self.clip) for n in networks]
-        if self.decay_from >= 1:
-            return adams
-        decayed = [self.with_decay(adam, self.decay_from) for adam in adams]
-        return adams, [d["lr_scheduler"] for d in decayed]
+        return [self.with_decay(adam, self.decay_from) for adam in adams]

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_generative.nn.dcgan import init_dcgan
+
 Norm = Literal["batch", "instance"]
 
 
@@ -25,15 +27,6 @@ class BatchNorm(nn.BatchNorm2d):
 
 def normalise(norm: Norm, channels: int) -> nn.Module:
     return BatchNorm(channels) if norm == "batch" else nn.InstanceNorm2d(channels)
-
-
-def init_normal(network: nn.Module) -> None:
-    """Weights N(0, 0.02^2), those of batch norm N(1, 0.02^2), biases 0."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
-            nn.init.normal_(module.weight, float(isinstance(module, nn.BatchNorm2d)), 0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 class UNetGenerator(nn.Module):
@@ -61,7 +54,7 @@ class UNetGenerator(nn.Module):
             self.ups.append(nn.ConvTranspose2d(o if innermost else 2 * o, after, 4, 2, 1, bias=bias or outermost))
             self.up_norms.append(nn.Identity() if outermost else normalise(norm, after))
         self.dropped = range(max(1, levels - 4), levels - 1)
-        init_normal(self)
+        self.apply(init_dcgan)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, c: Tensor) -> Tensor:
@@ -102,7 +95,7 @@ class PatchDiscriminator(nn.Module):
                 layers += [normalise(norm, channels[i + 1]), nn.LeakyReLU(0.2)]
             layers += [nn.Conv2d(channels[-1], 1, 4, 1, 1)]
         self.model = nn.Sequential(*layers)
-        init_normal(self)
+        self.apply(init_dcgan)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
