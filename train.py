@@ -268,6 +268,13 @@ def sample(
     print(f"{n} samples of {type(model).__name__}{said}: {target}")
 
 
+def leave_together() -> None:
+    """Close the connections between processes: gloo may abort one whose peers vanish while it exits."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def main(args: list[str]) -> None:
     """Run a subcommand; a user's mistake ends in a message and exit code 1, with ``--debug`` in a traceback."""
     debug = "--debug" in args
@@ -277,6 +284,7 @@ def main(args: list[str]) -> None:
             auto_cli(sample, args=args[1:], as_positional=False, exit_on_error=False)
         else:
             CLI(args)
+            leave_together()
     except (ArgumentError, CheckpointError, MisconfigurationException, OSError, TypeError, ValueError) as error:
         if debug:
             raise

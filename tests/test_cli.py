@@ -304,12 +304,16 @@ def test_two_processes_train_and_see_every_test_image_once(fitted, data_dir, tmp
     """DDP over gloo, launched as a user would."""
     args = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=8"]
     args += ["--trainer.enable_progress_bar=false", "--trainer.max_epochs=1", f"--config={fitted}/config.yaml"]
-    command = [sys.executable, str(ROOT / "train.py")]
-    subprocess.run([*command, "fit", *args, "--name=two"], cwd=tmp_path, check=True, capture_output=True)
+
+    def call(*command):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    call(sys.executable, ROOT / "train.py", "fit", *args, "--name=two")
     checkpoint = tmp_path / "runs" / "two" / "version_0" / "checkpoints" / "best.ckpt"
-    test = [*command, "test", f"--ckpt_path={checkpoint}", *args[:5]]
-    out = subprocess.run(test, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert "* VAE: 40 images;" in out.stdout  # counted over both processes
+    out = call(sys.executable, ROOT / "train.py", "test", f"--ckpt_path={checkpoint}", *args[:5])
+    assert "* VAE: 40 images;" in out  # counted over both processes
 
 
 def test_samples_of_a_class_by_a_named_sampler(run, tmp_path):
