@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, Namespace, auto_cli
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules
@@ -33,6 +35,7 @@ from lit_generative.images import grid, save_png, to_uint8
 from lit_generative.module import GenerativeModel
 from lit_generative.protocols import Reconstructs, Samples, Translates
 from lit_generative.randomness import forked_rng
+from lit_generative.runs import LastCheckpoint, RunLogger, WholeCheckpoints, newest_checkpoint
 
 # Lightning 2.6 under torch >= 2.12, several times a run; nothing that its user could mend
 warnings.filterwarnings("ignore", ".*treespec, LeafSpec", FutureWarning)
@@ -80,6 +83,11 @@ class CLI(LightningCLI):
         parser.set_defaults({"weights_only": True})  # no checkpoint is ever unpickled
         if subcommand == "test":
             parser.set_defaults({"verbose": False})  # `Report` prints the table
+        if subcommand == "fit":
+            text = "Go on with the newest run of this name, in its folder, if there is one; else begin."
+            parser.add_argument("--resume", action="store_true", help=text)
+            text = "Batches after which last.ckpt is written, beside once an epoch."
+            parser.add_argument("--save_every", type=PositiveInt | None, help=text)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -98,6 +106,19 @@ class CLI(LightningCLI):
         config = self.config[self.config.subcommand]
         self.placed = config.name is not None or option(args, "--trainer.default_root_dir") is not None
         config.name = config.name or run_name(config)
+        self.version: int | None = None
+        if config.get("resume"):
+            config.resume = False  # it says how this process starts, and is no setting of the run
+            self._resume(config)
+
+    def _resume(self, config: Namespace) -> None:
+        if config.ckpt_path is not None or config.checkpoint.dirpath is not None:
+            raise ValueError("--resume finds the checkpoint in the run's folder: leave out --ckpt_path and dirpath")
+        path = newest_checkpoint(Path(config.trainer.default_root_dir) / config.name)
+        if path is not None:
+            self.checkpoint, config.ckpt_path = read_checkpoint(path), str(path)
+            self.version = int(path.parents[1].name.removeprefix("version_"))
+            rank_zero_info(f"going on from {path}, step {self.checkpoint['global_step']}")
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own version lets the checkpoint win over the command line."""
@@ -130,10 +151,15 @@ class CLI(LightningCLI):
             if getattr(self.datamodule, "val_size", None) == 0:
                 config.checkpoint.monitor = None  # nothing to choose by: the last epoch's is kept
             config.checkpoint.save_last = config.checkpoint.save_last or config.checkpoint.monitor is None
-        if config.trainer.logger is False:
-            self.save_config_callback = None  # there is no folder of its own for it
-        else:
-            kwargs["logger"] = [CSVLogger(folder, name), *as_list(config.trainer.logger)]
+        if config.trainer.logger is False or self.version is not None:
+            self.save_config_callback = None  # there is no folder of its own for it, or it is there
+        if config.trainer.logger is not False:
+            steps = 0 if self.version is None or self.checkpoint is None else self.checkpoint["global_step"]
+            kwargs["logger"] = [RunLogger(folder, name, self.version, steps), *as_list(config.trainer.logger)]
+        plugins = as_list(config.trainer.plugins)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(WholeCheckpoints())
+        kwargs["plugins"] = plugins
         callbacks: list[Callback] = as_list(config.trainer.callbacks)
         if config.trainer.callbacks != [] and not any(isinstance(c, PICTURES) for c in callbacks):  # []: none
             callbacks += [callback() for callback in default_pictures(self.model)]
@@ -143,8 +169,10 @@ class CLI(LightningCLI):
         trainer = super().instantiate_trainer(callbacks=[*callbacks, PredictionWriter(), Report()], **kwargs)
         if saves and config.checkpoint.monitor is not None:
             # behind the best, whose own save_last writes only when there is a better one
-            last = ModelCheckpoint(config.checkpoint.dirpath, "last", enable_version_counter=False)
-            trainer.callbacks.append(last)  # type: ignore[attr-defined]
+            trainer.callbacks.append(LastCheckpoint(config.checkpoint.dirpath))  # type: ignore[attr-defined]
+        if saves and config.save_every is not None:
+            often = LastCheckpoint(config.checkpoint.dirpath, config.save_every)
+            trainer.callbacks.append(often)  # type: ignore[attr-defined]
         return trainer
 
 
@@ -199,7 +227,7 @@ def run_name(config: Namespace) -> str:
 def readable(error: Exception) -> str:
     """The message without the parser's account of the types that it tried in vain."""
     noise = ("Does not validate against", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
-    lines = [line.strip(" -") for line in str(error).splitlines()]
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(noise))
 
 

@@ -4,6 +4,7 @@ import inspect
 import pickle
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -38,6 +39,10 @@ def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if is_zipfile(path):  # all but files of an old torch, or torn ones
+            with ZipFile(path) as file:
+                if torn := file.testzip():  # torch itself does not look at the checksums
+                    raise RuntimeError(f"the checksum of its part {torn} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         first_line = str(error).splitlines()[0]
@@ -45,7 +50,7 @@ def _load(path: Path) -> Any:
             f"{path} holds objects other than tensors and plain types and was not loaded, "
             f"or it is damaged: {first_line}"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError, BadZipFile) as error:
         raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""What every model shares under Lightning: checks at the start, cheap logging, checkpoints that name their class."""
+"""What every model shares under Lightning: checks at the start, checkpoints that name their class."""
 
 import math
 import time
@@ -7,12 +7,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
+
+from lit_generative.train_log import TrainLog
 
 
 def class_path(obj: object) -> str:
@@ -20,7 +20,7 @@ def class_path(obj: object) -> str:
     return f"{type(obj).__module__}.{type(obj).__qualname__}"
 
 
-class GenerativeModel(LightningModule):
+class GenerativeModel(TrainLog):
     """A LightningModule with the plumbing that has nothing to do with any paper.
 
     A model states ``image_shape`` and ``levels`` (256, or 2 for binary pixels); they are held against the data's
@@ -101,49 +101,6 @@ class GenerativeModel(LightningModule):
         """The protocol behind the numbers that ``test`` logs, in one line."""
         return ""
 
-    # -- logging -----------------------------------------------------------------------------------
-    # `self.log` costs 0.3 to 0.7 ms a value and step, written or not (benchmarks/overhead.py). Training steps hand
-    # their numbers to `accumulate`, one small addition, and the means since the last line are logged when a line is
-    # written.
-
-    _sums: Mapping[tuple[str, ...], list[Any]] = MappingProxyType({})  # names: sums of values, number of steps
-    _images: int = 0
-    _logged_step: int = 0
-
-    def accumulate(self, metrics: Mapping[str, Tensor], images: int) -> None:
-        """Add scalars of one training step, to be logged as ``train/<name>`` means at the next written line.
-
-        May be called several times a step, with other names; ``images`` are those of the step that were not counted.
-        """
-        values = torch.stack([v.detach().float() for v in metrics.values()])
-        group = self._sums.get(tuple(metrics))
-        if group is None:
-            self._sums = {**self._sums, tuple(metrics): [values, 1]}
-        else:
-            group[0] += values
-            group[1] += 1
-        self._images += images
-
-    def on_train_epoch_start(self) -> None:
-        self._clock, self._images = time.perf_counter(), 0
-
-    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Any, batch_idx: int) -> None:
-        trainer: Any = self.trainer  # its connectors add attributes that type checkers do not see
-        step = trainer.global_step
-        # several batches may share a step (accumulate_grad_batches), and a line is written once
-        if not self._sums or step == self._logged_step or step % trainer.log_every_n_steps:
-            return
-        self._logged_step = step
-        now = time.perf_counter()
-        means: dict[str, Tensor] = {}
-        for names, (sums, steps) in self._sums.items():
-            means |= dict(zip(names, sums / steps, strict=True))
-        speed = self._images * trainer.world_size / (now - self._clock)
-        self._sums, self._images, self._clock = {}, 0, now
-        for i, (name, mean) in enumerate(means.items()):
-            self.log(f"train/{name}", mean, prog_bar=i == 0, sync_dist=True)
-        self.log("train/images_per_second", speed)
-
     # -- optimisation ------------------------------------------------------------------------------
 
     @property
@@ -182,11 +139,11 @@ class GenerativeModel(LightningModule):
 
     def on_train_start(self) -> None:
         """Go on with a resumed run's noise (one process, CPU); several processes each draw their own."""
-        self._sums, self._images, self._logged_step = {}, 0, self.trainer.global_step
-        self._clock = self._started = time.perf_counter()  # an epoch that is resumed has no start
+        self._started = time.perf_counter()
         # nothing is resumed where only `load_from_checkpoint` was called
         restored = self._restored if self.trainer.ckpt_path is not None else {}
         self._restored = {}
+        self.start_log(restored.get("train_log"))
         if self.trainer.world_size > 1:
             torch.manual_seed(torch.initial_seed() + self.global_rank)
         elif "rng_state" in restored:
@@ -242,7 +199,9 @@ class GenerativeModel(LightningModule):
             for name in other:
                 state[name], other[name] = other[name], state[name]
         self._restored = {
-            key: checkpoint[key] for key in ("rng_state", self.CHECKPOINT_HYPER_PARAMS_KEY) if key in checkpoint
+            key: checkpoint[key]
+            for key in ("rng_state", "train_log", self.CHECKPOINT_HYPER_PARAMS_KEY)
+            if key in checkpoint
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -250,6 +209,7 @@ class GenerativeModel(LightningModule):
         checkpoint["rng_state"] = torch.random.get_rng_state()
         self._stop_clock(go_on=self._started is not None)
         checkpoint["training_seconds"] = self.training_seconds
+        checkpoint["train_log"] = self.log_begun()
         checkpoint["class_path"] = class_path(self)
         data = getattr(self._trainer, "datamodule", None)
         if data is not None and data.hparams:

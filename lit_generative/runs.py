@@ -1,0 +1,155 @@
+"""Runs that may be killed at any moment and go on: checkpoints written whole, curves continued, the newest found."""
+
+import csv
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_generative.checkpoints import CheckpointError, read_checkpoint
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all: written aside, flushed to the disk, then renamed.
+
+    A disk that is full or gone costs a checkpoint and not the run: a warning says so, and older checkpoints stay.
+    """
+
+    _lost = False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+
+        def write(aside: Path) -> None:
+            target.parent.mkdir(parents=True, exist_ok=True)  # its folder may have vanished
+            with aside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(target)
+
+        # beside the target, since nothing is renamed from one disk to another
+        self._lost = not spare(target.with_name(f".{target.name}.part"), write, f"the checkpoint {target}")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        if not self._lost:  # else it may be the last that there is
+            super().remove_checkpoint(path)
+
+
+def spare(aside: Path, write: Callable[[Path], None], what: str) -> bool:
+    """Whether ``write`` could write; if not, warn and remove what it began."""
+    try:
+        write(aside)
+    except (OSError, RuntimeError) as error:  # torch's writer turns the one into the other
+        rank_zero_warn(f"{what} could not be written ({error}): the run goes on without it")
+        try:
+            aside.unlink(missing_ok=True)
+        except OSError:  # a disk that is gone holds nothing to remove
+            return False
+        return False
+    return True
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keep ``last.ckpt``, whatever the best is.
+
+    Args:
+        dirpath: Its folder; None: the run's.
+        every_n_train_steps: None: after every epoch. Else so often, but not where a validation comes next: a run that
+            goes on from there would leave that validation out.
+    """
+
+    def __init__(self, dirpath: str | Path | None = None, every_n_train_steps: int | None = None) -> None:
+        super().__init__(dirpath, "last", enable_version_counter=False, every_n_train_steps=every_n_train_steps)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_last_batch and (batch_idx + 1) % (trainer.val_check_batch or math.inf):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class RunLogger(CSVLogger):
+    """Lightning's CSV logger, which in the folder of a run that goes on also goes on behind that run's rows.
+
+    Args:
+        save_dir, name, version: ``<save_dir>/<name>/version_<version>``; None: the next version.
+        steps: Steps of the checkpoint that the run goes on from; later rows are those of steps that are lost.
+    """
+
+    def __init__(self, save_dir: Path, name: str, version: int | None = None, steps: int = 0) -> None:
+        super().__init__(save_dir, name, version, flush_logs_every_n_steps=1)  # whoever kills a run sees its rows
+        self.steps = steps
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._experiment = _Rows(self.log_dir, self.steps) if self.steps else ExperimentWriter(self.log_dir)
+        return self._experiment
+
+    def save(self) -> None:
+        try:
+            super().save()
+        except OSError as error:  # rows wait in memory for the next time
+            rank_zero_warn(f"{self.experiment.metrics_file_path} could not be written: {error}")
+
+
+class _Rows(ExperimentWriter):
+    def __init__(self, log_dir: str, steps: int) -> None:
+        self._steps = steps
+        self._there: dict[int, set[str]] = {}
+        super().__init__(log_dir)
+
+    def _check_log_dir_exists(self) -> None:
+        """In Lightning the place where older rows are removed."""
+        path = Path(self.metrics_file_path)
+        if not path.is_file():
+            return
+        lines = path.read_text().splitlines(keepends=True)
+        # a kill may have torn the last line
+        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+        rows = [row for row in rows if int(row["step"]) < self._steps]
+        self.metrics_keys = list(rows[0]) if rows else []
+        for row in rows:
+            self._there.setdefault(int(row["step"]), set()).update(key for key, value in row.items() if value)
+        aside = path.with_name(f".{path.name}.part")
+        with aside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
+            if rows:
+                writer.writeheader()
+            writer.writerows(rows)
+        aside.replace(path)
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        if not self._there.get(step or 0, set()) >= metrics_dict.keys():  # else written after the checkpoint was
+            super().log_metrics(metrics_dict, step)
+
+
+def newest_checkpoint(runs: Path) -> Path | None:
+    """The newest readable checkpoint of the newest run in a folder of runs, ``version_*``; None if there is none.
+
+    One that is damaged is passed over with a warning.
+    """
+    versions = sorted(runs.glob("version_*"), key=lambda p: int(p.name.split("_")[1]), reverse=True)
+    for version in versions:
+        paths = (version / "checkpoints").glob("*.ckpt")
+        # of one moment, the last rather than the best
+        for path in sorted(paths, key=lambda p: (p.stat().st_mtime, p.name), reverse=True):
+            try:
+                read_checkpoint(path)
+            except CheckpointError as error:
+                rank_zero_warn(f"{error}: passed over")
+            else:
+                return path
+    return None

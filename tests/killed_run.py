@@ -1,0 +1,47 @@
+"""``python killed_run.py MOMENT N ARGS...``: ``train.py ARGS``, which gets SIGKILL the N-th time that MOMENT comes."""
+
+import io
+import os
+import signal
+import sys
+
+import torch
+
+import train
+from lit_generative.models.vae import VAE
+from lit_generative.runs import RunLogger
+
+
+def killed(call, n, before=lambda *args: None):
+    """``call``, the n-th of which does only what ``before`` does of it."""
+    count = 0
+
+    def wrapper(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == n:
+            before(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args, **kwargs)
+
+    return wrapper
+
+
+def half(checkpoint, file):
+    buffer = io.BytesIO()
+    save(checkpoint, buffer)
+    file.write(buffer.getvalue()[: buffer.tell() // 2])
+    file.flush()
+
+
+save = torch.save
+moment, n = sys.argv[1], int(sys.argv[2])
+if moment == "save":
+    torch.save = killed(torch.save, n, half)
+elif moment == "line":
+    RunLogger.log_metrics = killed(RunLogger.log_metrics, n)
+elif moment == "batch":
+    VAE.training_step = killed(VAE.training_step, n)
+elif moment == "validation":
+    VAE.validation_step = killed(VAE.validation_step, n)
+train.main(sys.argv[3:])

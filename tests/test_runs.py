@@ -1,0 +1,127 @@
+"""Runs that are killed, and go on as if they had not been."""
+
+import csv
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from lit_generative.runs import RunLogger, WholeCheckpoints, newest_checkpoint
+
+TESTS = Path(__file__).parent
+ARGS = ["fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--data.val_size=16", "--model.hidden=[8]",
+        "--model.latent=2", "--model.decay_from=0.5", "--name=killed", "--trainer.max_epochs=3",
+        "--trainer.log_every_n_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+        "--save_every=1", "--trainer.enable_model_summary=false", "--resume"]  # fmt: skip
+AVERAGED = "--trainer.callbacks=" + '[{"class_path": "callbacks.EMA", "init_args": {"networks": ["decoder"]}}]'
+
+
+def attempt(folder, data_dir, moment, n):
+    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1",
+                                "LIT_GENERATIVE_DATA": str(data_dir)}  # fmt: skip
+    command = [sys.executable, TESTS / "killed_run.py", moment, str(n), *ARGS, AVERAGED]
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def curves(run):
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = [{k: v for k, v in row.items() if v and k != "train/images_per_second"} for row in csv.DictReader(file)]
+    return sorted(rows, key=lambda row: (int(row["step"]), sorted(row)))
+
+
+def state(run, name):
+    """What a checkpoint holds, without the clock's part and the paths."""
+    checkpoint = torch.load(run / "checkpoints" / name, weights_only=True)
+    del checkpoint["training_seconds"]
+    for saved in checkpoint["callbacks"].values():
+        for key in [key for key in saved if "path" in key or key == "best_k_models"]:
+            del saved[key]
+    return checkpoint
+
+
+def differing(a, b, place=""):
+    """The places in which two checkpoints differ."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [found for key in a for found in differing(a[key], b[key], f"{place}/{key}")]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [found for i, pair in enumerate(zip(a, b, strict=True)) for found in differing(*pair, f"{place}/{i}")]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return [] if same else [place]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(data_dir, tmp_path):
+    """Killed in a batch, half-way through a checkpoint, before a line of the curves, and in a validation."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert attempt(whole, data_dir, "never", 0).returncode == 0
+    for moment, n in (("batch", 3), ("save", 4), ("line", 2), ("validation", 1)):
+        done = attempt(killed, data_dir, moment, n)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    done = attempt(killed, data_dir, "never", 0)
+    assert done.returncode == 0, done.stderr
+    assert "going on from runs/killed/version_0/checkpoints/last.ckpt, step " in done.stderr
+    a, b = (folder / "runs" / "killed" / "version_0" for folder in (whole, killed))
+    assert [p.name for p in b.parent.iterdir()] == ["version_0"]
+    assert len(curves(a)) == 3 + 7 and curves(b) == curves(a)
+    for name in ("best.ckpt", "last.ckpt"):
+        assert differing(state(b, name), state(a, name)) == []
+
+
+def saved(path, step=0):
+    WholeCheckpoints().save_checkpoint({"class_path": "a", "state_dict": {}, "global_step": step}, path)
+
+
+def test_a_checkpoint_is_replaced_by_a_whole_one_or_stays(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    saved(path, 1)
+
+    def torn(checkpoint, file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", torn)
+    keeper = WholeCheckpoints()
+    with pytest.warns(UserWarning, match=r"last\.ckpt could not be written .*No space left.*the run goes on without"):
+        keeper.save_checkpoint({}, path)
+    keeper.remove_checkpoint(path)  # the only one that there is
+    assert torch.load(path, weights_only=True)["global_step"] == 1
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_the_newest_readable_checkpoint_is_found(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    for version, name, when in ((2, "best", 1), (2, "last", 2), (10, "best", 3), (10, "last", 3)):
+        path = tmp_path / f"version_{version}" / "checkpoints" / f"{name}.ckpt"
+        saved(path)
+        os.utime(path, (when, when))
+    (tmp_path / "version_11").mkdir()
+    newest = tmp_path / "version_10" / "checkpoints" / "last.ckpt"
+    assert newest_checkpoint(tmp_path) == newest
+    newest.write_bytes(newest.read_bytes()[:100])
+    os.utime(newest, (4, 4))
+    with pytest.warns(UserWarning, match=r"version_10/checkpoints/last\.ckpt is damaged .*: passed over"):
+        assert newest_checkpoint(tmp_path) == newest.with_name("best.ckpt")
+
+
+def test_rows_of_lost_steps_and_torn_rows_are_dropped(tmp_path):
+    folder = tmp_path / "run" / "version_0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("a,b,step\n1,,1\n,2,3\n3,,3\n4,,5\n5,,")
+    logger = RunLogger(tmp_path, "run", 0, steps=4)
+    logger.log_metrics({"b": 9.0}, step=3)  # there already
+    logger.log_metrics({"c": 6.0}, step=5)
+    assert curves(folder) == [{"a": "1", "step": "1"}, {"a": "3", "step": "3"}, {"b": "2", "step": "3"},
+                              {"c": "6.0", "step": "5"}]  # fmt: skip
+
+
+def test_resuming_says_what_it_cannot(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="--resume finds the checkpoint in the run's folder: leave out --ckpt_path"):
+        train.main([*ARGS, "--checkpoint.dirpath=elsewhere"])
