@@ -46,7 +46,9 @@ class AuthorsGenerator(nn.Module):
         channels = [width * min(8, 2**i) for i in range(levels)]
         block = None
         for i in reversed(range(1, levels)):
-            block = Block(channels[i - 1], channels[i], block, dropout=dropout * (i >= max(1, levels - 4)))
+            # between the innermost block and the narrower ones, as in their code: num_downs - 5 of them
+            dropped = width * 8 == channels[i - 1] and block is not None
+            block = Block(channels[i - 1], channels[i], block, dropout=dropout * dropped)
         self.model = Block(3, channels[0], block, outermost=True)
 
     def forward(self, x):

@@ -21,6 +21,7 @@ class EveryBatch(FirstBatch):
     every_batch = True
     seed: int = 0
     _kept: PerImage | None = None
+    drawn = ""  # how many images shared a draw of noise
 
     def keep(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
         """Numbers ``(B, d)`` of the images ``x``."""
@@ -34,6 +35,7 @@ class EveryBatch(FirstBatch):
         x, c = batch
         if self._kept is None:
             self._kept, self._seen = PerImage().to(pl_module.device), 0
+            self.drawn = str(len(x)) + (f" x {trainer.world_size}" if trainer.world_size > 1 else "")
         number = (self._seen + torch.arange(len(x), device=pl_module.device)) * trainer.world_size + trainer.global_rank
         with forked_rng(mixed_seed(self.seed, self._seen, trainer.global_rank), pl_module.device):
             self._kept.update(self.keep(pl_module, x, c), number)

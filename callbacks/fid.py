@@ -228,6 +228,8 @@ class FID(FirstBatch):
         text = f"fid_{self.metric}: {fake.n:,} {self.noun}, rounded to 8 bits, against {source}; features: {self.name}"
         if preparation := getattr(self.net, "preparation", ""):
             text += f", {preparation}"
+        if fake.n < self.dims:
+            text += f", more ({self.dims}) than {self.noun}: biased upwards"
         text += self._origin()
         x, y = len(self._neighbours(fake)), len(self._neighbours(real))
         if not everything and not self._protocol:

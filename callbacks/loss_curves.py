@@ -1,6 +1,7 @@
 """Losses over the epochs in one picture."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,7 +11,9 @@ from callbacks._plots import curves
 
 
 class LossCurves(Callback):
-    """Draw what was last logged in every epoch as ``images/loss-curves...png`` when training ends.
+    """Draw what was last logged in every epoch as ``images/loss-curves...png`` when training ends or breaks off.
+
+    An epoch in which no line was written has no point.
 
     Args:
         metrics: Names, as they are logged; those that never were are left out.
@@ -21,12 +24,24 @@ class LossCurves(Callback):
     ) -> None:
         self.metrics = tuple(metrics)
         self._points: dict[str, list[tuple[int, float]]] = {}
+        self._seen: dict[str, torch.Tensor] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name in self.metrics:
-            if name in trainer.callback_metrics:
-                point = trainer.current_epoch, float(trainer.callback_metrics[name])
-                self._points.setdefault(name, []).append(point)
+            value = trainer.callback_metrics.get(name)
+            # a tensor that stays the same one was not logged again
+            if value is not None and value is not self._seen.get(name):
+                self._seen[name] = value
+                self._points.setdefault(name, []).append((trainer.current_epoch, float(value)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: [list(point) for point in points] for name, points in self._points.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._points = {name: [(x, y) for x, y in points] for name, points in state_dict.items()}
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.on_fit_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)

@@ -38,7 +38,10 @@ class PredictionWriter(Callback):
             return
         for key, images in outputs.items():
             for name, image in zip(names, images, strict=True) if key != "name" and self.folder is not None else ():
-                save_png(from_uint8(image), self.folder / key / f"{Path(name).stem}.png")
+                path = self.folder / key / f"{Path(name).stem}.png"
+                if path.exists():  # another's, which differs in its ending only
+                    path = path.with_name(f"{name}.png")
+                save_png(from_uint8(image), path)
                 self.written[key] = self.written.get(key, 0) + 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

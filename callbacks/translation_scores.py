@@ -1,5 +1,7 @@
 """How near translations come to their targets, pixel by pixel and label by label."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from lit_generative.images import from_uint8, to_uint8
 from lit_generative.protocols import Translates, require
 from lit_generative.segmentation import confusion, label_scores, nearest_colour
 
+ALEXNET = "alexnet-owt-7be5be79.pth"  # as torchvision names it
+
 
 class TranslationScores(EveryBatch):
     """Log L1, PSNR and SSIM of translations, rounded to 8 bits, and how much of the labels they show.
@@ -23,13 +27,14 @@ class TranslationScores(EveryBatch):
 
     Args:
         segmentation: A module of images ``(B, 3, H, W)`` in [0, 1] to logits ``(B, K, H, W)`` of the data's classes.
-        lpips: Also LPIPS (Zhang et al., 2018) of AlexNet, where its weights are at hand or can be downloaded.
+        lpips: Also LPIPS (Zhang et al., 2018) of AlexNet, whose weights are downloaded once; None: where they are at
+            hand.
         every_n_epochs: In validation; 0: in test only.
         seed: Of the noise.
     """
 
     def __init__(
-        self, segmentation: nn.Module | None = None, lpips: bool = False, every_n_epochs: int = 1, seed: int = 0
+        self, segmentation: nn.Module | None = None, lpips: bool | None = None, every_n_epochs: int = 1, seed: int = 0
     ) -> None:
         if every_n_epochs < 0:
             raise ValueError(f"TranslationScores: every_n_epochs starts at 0, got {every_n_epochs}")
@@ -44,10 +49,20 @@ class TranslationScores(EveryBatch):
         if self.segmentation is not None:
             if self._labels != "source":
                 raise ValueError(
-                    "TranslationScores: a segmentation network looks at translations of labels, and the source images "
-                    f"of {type(self._data).__name__} are none: leave it out"
+                    "TranslationScores: a segmentation network looks at translations of labels whose classes are "
+                    f"known, and the source images of {type(self._data).__name__} are none: leave it out"
                 )
             self.segmentation.eval().requires_grad_(False)
+            data: Any = self._data
+            shape, classes = data.image_shape, len(data.palette)
+            given = tuple(self._logits(torch.zeros(1, *shape)).shape)
+            if given != (1, classes, *shape[1:]):
+                raise ValueError(
+                    f"TranslationScores: {type(self.segmentation).__name__} gives {given} for an image {shape}, not "
+                    f"logits of {classes} classes for each of its pixels"
+                )
+        if self.lpips is None:
+            self.lpips = (Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET).is_file()
         if self.lpips and self._perceptual is None:
             try:
                 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -75,9 +90,15 @@ class TranslationScores(EveryBatch):
             return [confusion(self._data.classes_of(x), nearest_colour(made, self._data.palette), classes)]
         if self.segmentation is None:
             return []
-        net, truth = self.segmentation.to(x.device), self._data.classes_of(c)
-        found = [net(images).argmax(1) for images in (made, x)]
+        truth = self._data.classes_of(c)
+        found = [self._logits(images).argmax(1) for images in (made, x)]
         return [confusion(truth, labels, len(self._data.palette)) for labels in found]
+
+    def _logits(self, images: Tensor) -> Tensor:
+        assert self.segmentation is not None
+        with torch.no_grad():
+            found = self.segmentation.to(images.device)(images)
+        return found["out"] if isinstance(found, Mapping) else found  # torchvision's give them among others
 
     def finish(self, trainer: Trainer, pl_module: Any, stage: str, rows: Tensor) -> None:
         names = ["l1", "psnr", "ssim", *(["lpips"] if self._perceptual is not None else [])]
@@ -95,7 +116,7 @@ class TranslationScores(EveryBatch):
         """The protocol of the numbers."""
         text = (
             f"{self._images:,} pairs, rounded to 8 bits; l1: mean absolute difference in [0, 1]; psnr (dB) and ssim: "
-            f"means over images; noise: seed {self.seed}"
+            f"means over images; noise: seed {self.seed}, of {self.drawn} images at a time"
         )
         if self._labels == "target":
             text += "; labels: the nearest of the classes' colours"

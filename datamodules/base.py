@@ -74,12 +74,10 @@ class ImageData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if data_dir is not None:
-            data_dir = os.fspath(data_dir)  # a Path among the hyper-parameters would spoil safe loading
+        data_dir = data_dir and os.fspath(data_dir)  # a Path among the hyper-parameters would spoil safe loading
         self.save_hyperparameters()
         self.name = type(self).__name__
-        stored = self.shape[-1]
-        size = stored if image_size is None else image_size
+        size = (stored := self.shape[-1]) if image_size is None else image_size
         if resize not in ("pad", "resize") or binarize not in ("none", "dynamic", "static"):
             raise DataError(f"{self.name}: no such choice: resize={resize!r}, binarize={binarize!r}")
         if min(batch_size, size) < 1 or min(seed, val_size or 0) < 0:
@@ -220,7 +218,9 @@ class ImageData(LightningDataModule):
 
     def val_dataloader(self) -> TensorLoader | list[TensorLoader]:
         loader = self._loader("val")
-        return loader if loader.count else []
+        if 0 < (n := loader.count) < self._ranks()[1]:
+            raise DataError(f"{self.name}: {n} validation images, fewer than processes: raise val_size")
+        return loader if n else []
 
     def test_dataloader(self) -> TensorLoader:
         return self._loader("test")

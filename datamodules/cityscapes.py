@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.datasets import Cityscapes as Official
 
 from datamodules.files import DataError
-from datamodules.image_cache import Files
-from datamodules.paired_folder import halves, open_image, pairs_in, scaled
+from datamodules.image_cache import Files, open_image
+from datamodules.paired_folder import halves, pairs_in, scaled
 from datamodules.pairs import PairedImages
 from lit_generative.images import from_uint8
 from lit_generative.segmentation import nearest_colour
@@ -128,6 +128,10 @@ class Cityscapes(PairedImages):
         ]
         if missing := [own[1] for own in files if not own[1].is_file()]:
             raise DataError(f"{len(missing)} images have no labels: {', '.join(map(str, missing[:5]))}")
+        ending = "color" if self.labels == "color" else "labelIds"
+        labelled = set((root / "gtFine" / split).glob(f"*/*_gtFine_{ending}.png"))
+        if missing := sorted(labelled - {own[1] for own in files}):
+            raise DataError(f"{len(missing)} labels have no image: {', '.join(map(str, missing[:5]))}")
         if not files:
             raise DataError(f"{root / 'leftImg8bit' / split} has no images")
         return files
@@ -135,8 +139,12 @@ class Cityscapes(PairedImages):
     def read_pair(self, files: Files, size: int) -> np.ndarray:
         if len(files) == 1:
             photo, labels = halves(files[0])
+            if photo.width != photo.height:
+                raise ValueError(f"{2 * photo.width}x{photo.height} pixels are not two squares side by side")
         else:
             photo, labels = open_image(files[0]), read_labels(files[1], self.labels)
+            if photo.size != labels.size:
+                raise ValueError(f"{photo.width}x{photo.height} and {labels.width}x{labels.height} pixels differ")
         return np.concatenate([scaled(photo, size, labels=False), scaled(labels, size, labels=True)])
 
     def describe_pair(self) -> str:

@@ -24,8 +24,8 @@ AT_ONCE = 1024  # images between disk and disk
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
-def decode(path: Path, size: int, channels: int) -> np.ndarray:
-    """An image of any size and mode as levels ``(channels, size, size)``: upright, on white, scaled, its middle.
+def open_image(path: Path, mode: str = "RGB") -> Image.Image:
+    """An image of any mode as RGB or L: upright, on white, 8-bit.
 
     Raises:
         ValueError: It cannot be read; the message is the reason.
@@ -40,11 +40,15 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
             if image.has_transparency_data:
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image.convert("RGBA"))
-            image = image.convert("RGB" if channels == 3 else "L")
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+            return image.convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error).replace(f" {str(path)!r}", "")) from error
-    levels = np.asarray(image)
+
+
+def decode(path: Path, size: int, channels: int) -> np.ndarray:
+    """An image of any size and mode as levels ``(channels, size, size)``: scaled, its middle; else as `open_image`."""
+    image = open_image(path, "RGB" if channels == 3 else "L")
+    levels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
     return np.ascontiguousarray(levels.transpose(2, 0, 1) if channels == 3 else levels[None])
 
 

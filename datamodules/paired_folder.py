@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.files import DataError
-from datamodules.image_cache import SUFFIXES, Files
+from datamodules.image_cache import SUFFIXES, Files, open_image
 from datamodules.pairs import Direction, PairedImages
 
 
@@ -70,6 +70,8 @@ class PairedFolder(PairedImages):
     def read_pair(self, files: Files, size: int) -> np.ndarray:
         if len(files) == 2:
             a, b = (open_image(path) for path in files)
+            if abs(a.width * b.height / (a.height * b.width) - 1) > 0.02:  # sides may be rounded
+                raise ValueError(f"{a.width}x{a.height} and {b.width}x{b.height} pixels are of two shapes")
         else:
             a, b = halves(files[0])
         return np.concatenate([scaled(image, size, labels=side == self.labels) for image, side in ((a, "a"), (b, "b"))])
@@ -100,6 +102,9 @@ def two_folders(a: Path, b: Path) -> list[Files]:
         if not folder.is_dir():
             raise DataError(f"{other} is there, but not {folder}, the other halves")
     named_a, named_b = ({path.stem: path for path in images_in(folder)} for folder in (a, b))
+    for folder, named in ((a, named_a), (b, named_b)):
+        if twice := [path.name for path in images_in(folder) if path not in named.values()]:
+            raise DataError(f"{folder} has several images of one name in several formats: {', '.join(twice[:10])}")
     if alone := sorted(named_a.keys() ^ named_b.keys()):
         missing = [f"{(named_a.get(name) or named_b[name])}" for name in alone[:10]]
         raise DataError(
@@ -109,15 +114,6 @@ def two_folders(a: Path, b: Path) -> list[Files]:
     if not named_a:
         raise DataError(f"{a} and {b} have no images ({', '.join(sorted(SUFFIXES))})")
     return [(path, named_b[name]) for name, path in sorted(named_a.items())]
-
-
-def open_image(path: Path) -> Image.Image:
-    """An image of any mode as RGB; ValueError says why it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error).replace(f" {str(path)!r}", "")) from error
 
 
 def halves(path: Path) -> tuple[Image.Image, Image.Image]:

@@ -91,33 +91,38 @@ class PairedImages(ImageData):
 
     def prepare_data(self) -> None:
         """Decode all pairs, unless that was done (Lightning: in one process per node)."""
-        for split in self._splits():
+        for split in ("train", "val", "test"):
             self._open(split)
 
-    def _splits(self) -> dict[str, list[Files]]:
+    def _folders(self) -> dict[str, list[Files]]:
         if self._found is None:
             try:
-                found = self.find_pairs()
+                self._found = self.find_pairs()
             except OSError as error:
                 raise DataError(f"{self.data_dir} cannot be read ({error.strerror}): check its permissions") from error
-            if "val" not in found:
-                train, val = self._split(len(found["train"]))
-                found |= {"train": [found["train"][i] for i in train], "val": [found["train"][i] for i in val]}
-            self._found = found
         return self._found
 
-    def _open(self, split: str) -> Tensor:
-        """All readable pairs of a split, uint8 ``(N, a + b, size, size)``, mapped."""
+    def _open(self, split: str) -> tuple[Tensor, Tensor]:
+        """Pairs, uint8 ``(N, a + b, size, size)``, mapped, and the numbers of those that make the split."""
         size = self.load_size if split == "train" else self.image_size
         shape = (self.channels_a + self.channels_b, size, size)
-        recipe = f"{type(self).__name__}, {self.describe_pair()}, {split}"
-        files = self._splits()[split]
+        recipe, found = f"{type(self).__name__}, {self.describe_pair()}, {split}", self._folders()
+        files, rows = found.get(split, []), None
+        if split != "test" and "val" not in found:
+            train, val = self._split(len(found["train"]))
+            if split == "train":
+                rows = train  # of a file that all splits share
+            else:
+                files, recipe = [found["train"][i] for i in val], f"{recipe}, {len(val)} by seed {self.seed}"
         if not files:
-            return torch.zeros(0, *shape, dtype=torch.uint8)
+            return torch.zeros(0, *shape, dtype=torch.uint8), torch.arange(0)
         pairs, whole = cached(
             files, shape, lambda paths: self.read_pair(paths, size), recipe, self.cache, self.skip_broken
         )
-        return pairs if len(whole) == len(pairs) else pairs[whole]
+        good = torch.zeros(len(pairs), dtype=torch.bool)
+        good[whole] = True
+        rows = torch.arange(len(pairs)) if rows is None else rows
+        return pairs, rows[good[rows]]
 
     def describe_pair(self) -> str:
         """What `read_pair` makes of a pair beside its size, in words: each has a file of its own."""
@@ -135,13 +140,13 @@ class PairedImages(ImageData):
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         for name in needed.get(stage or "", ("train", "val", "test")):
             if name not in self._sets:
-                pairs = self._open(name)
+                pairs, self._rows[name] = self._open(name)
                 self._sets[name] = pairs, torch.arange(len(pairs))
 
     def stored(self, split: Split) -> tuple[Tensor, Tensor]:
         """The targets of a split, in memory, and their numbers."""
-        pairs = self._open(split)
-        return self._sides(pairs)[0].contiguous(), torch.arange(len(pairs))
+        pairs, rows = self._open(split)
+        return self._sides(pairs)[0][rows], torch.arange(len(rows))
 
     def _sides(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Target and source, as stored."""

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from datamodules.files import DataError
-from datamodules.paired_folder import images_in, open_image
+from datamodules.image_cache import open_image
+from datamodules.paired_folder import images_in
 from lit_generative.images import from_uint8
 
 

@@ -17,7 +17,12 @@ def confusion(truth: Tensor, found: Tensor, classes: int) -> Tensor:
     """Pixels of each class (rows) that were taken for each (columns), of every image, ``(B, K, K)`` float64.
 
     ``truth`` and ``found`` are ``(B, H, W)`` int64; pixels whose truth is not in 0..K-1 do not count.
+
+    Raises:
+        ValueError: Something else was found than 0..K-1.
     """
+    if found.min() < 0 or found.max() >= classes:
+        raise ValueError(f"there are {classes} classes, but {int(found.min())} to {int(found.max())} were found")
     counted = (truth >= 0) & (truth < classes)
     pairs = torch.where(counted, truth * classes + found, classes**2)
     counts = [torch.bincount(image.flatten(), minlength=classes**2 + 1)[:-1] for image in pairs]

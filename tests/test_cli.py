@@ -353,14 +353,14 @@ def test_a_folder_of_pictures_of_any_size_is_translated_under_their_names(run, t
         "--data.val_size=3", "--model.image_shape=[3,32,32]", "--model.levels=4", "--model.width=4",
         "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.log_every_n_steps=1")  # fmt: skip
     (ckpt,) = (tmp_path / "runs").glob("*/version_0/checkpoints/best.ckpt")
-    sizes = {"one.png": (37, 20), "two.jpg": (16, 50)}
+    sizes = {"one.png": (37, 20), "two.jpg": (16, 50), "two.png": (18, 18)}
     (tmp_path / "photos").mkdir()
     for name, size in sizes.items():
         Image.new("RGB", size, (90, 20, 200)).save(tmp_path / "photos" / name)
     run("predict", f"--ckpt_path={ckpt}", "--data=Pictures", f"--data.data_dir={tmp_path}/photos")
     (folder,) = (tmp_path / "runs").glob("**/translation")
     found = {path.name: picture(path).shape for path in folder.iterdir()}
-    assert found == {"one.png": (20, 37, 3), "two.png": (50, 16, 3)}
+    assert found == {"one.png": (20, 37, 3), "two.png": (50, 16, 3), "two.png.png": (18, 18, 3)}
     with pytest.raises(SystemExit, match="Pictures are for predict only"):
         run("test", f"--ckpt_path={ckpt}", "--data=Pictures", f"--data.data_dir={tmp_path}/photos")
 

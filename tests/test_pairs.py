@@ -35,6 +35,11 @@ def first(data, split="test"):
     return data.on_after_batch_transfer(batch, 0)
 
 
+def sizes(data):
+    """Pairs for training, validation and test."""
+    return [data._loader(name).count for name in ("train", "val", "test")]
+
+
 def save(path, levels):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(levels).save(path)
@@ -57,7 +62,7 @@ def test_both_layouts_both_ways(layout, direction, streets, small):
     sky = next(c.train_id for c in CLASSES if c.name == "sky")
     blue = photo.movedim(1, -1)[classes == sky].mean(0)
     assert blue[2] > blue[0]
-    assert [len(data._sets[name][0]) for name in ("train", "val", "test")] == [10, 2, 4]
+    assert sizes(data) == [10, 2, 4]
 
 
 def test_the_two_layouts_hold_the_same_scenes(streets, small):
@@ -108,7 +113,13 @@ def test_missing_halves_of_the_archives_are_named(streets, small, tmp_path):
     shutil.copytree(streets / "archives", root)
     lost = next((root / "gtFine" / "train").rglob("*_color.png"))
     lost.unlink()
-    with pytest.raises(DataError, match=f"(?s)1 images have no labels.*{lost.name}|{lost.name}"):
+    with pytest.raises(DataError, match=f"1 images have no labels: .*{lost.name}"):
+        Cityscapes(str(root), **small).prepare_data()
+    photo = next((root / "leftImg8bit" / "train").rglob(f"{lost.name.removesuffix('_gtFine_color.png')}*"))
+    photo.unlink()  # now neither is there
+    alone = next((root / "leftImg8bit" / "val").rglob("*.png"))
+    alone.unlink()
+    with pytest.raises(DataError, match=f"1 labels have no image: .*{alone.name.removesuffix('_leftImg8bit.png')}"):
         Cityscapes(str(root), **small).prepare_data()
     shutil.rmtree(root / "gtFine")
     with pytest.raises(DataError, match="unpack the two archives side by side"):
@@ -179,12 +190,12 @@ def test_an_odd_half_a_missing_half_and_a_broken_one_are_named(tmp_path, small):
     fill(root, "side by side")
     save(root / "train" / "odd.png", np.zeros((8, 15, 3), np.uint8))
     (root / "train" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"2 of 10 images .*broken\.png.*15x8 pixels are not"):
+    with pytest.raises(DataError, match=r"2 of 12 images .*broken\.png.*15x8 pixels are not"):
         PairedFolder(str(root), **small).prepare_data()
     whole = PairedFolder(str(root), skip_broken=True, **small)
     whole.prepare_data()
     whole.setup()
-    assert len(whole._sets["train"][0]) + len(whole._sets["val"][0]) == 10
+    assert sum(sizes(whole)[:2]) == 10
 
     root = tmp_path / "two"
     fill(root, "A and B")
@@ -199,6 +210,67 @@ def test_an_odd_half_a_missing_half_and_a_broken_one_are_named(tmp_path, small):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no pairs"):
         PairedFolder(str(tmp_path / "empty"), **small).prepare_data()
+
+
+def test_sides_of_two_shapes_and_two_formats_of_one_name_are_named(tmp_path, streets, small):
+    fill(tmp_path / "data", "A and B")
+    save(tmp_path / "data" / "A" / "3.png", np.zeros((20, 60, 3), np.uint8))
+    with pytest.raises(DataError, match=r"1 of 11 images .*3\.png .*60x20 and 20x20 pixels are of two shapes"):
+        PairedFolder(str(tmp_path / "data"), **small | {"val_size": 0}, seed=1).prepare_data()
+    save(tmp_path / "data" / "A" / "3.bmp", np.zeros((20, 20, 3), np.uint8))
+    with pytest.raises(DataError, match=r"A has several images of one name in several formats: 3\.bmp"):
+        PairedFolder(str(tmp_path / "data"), **small).prepare_data()
+    for layout, path, message in (
+        ("pairs", "val/1.png", "40x30 pixels are not two squares"),
+        ("archives", "leftImg8bit/val/drawn/drawn_000000_000000_leftImg8bit.png", "40x30 and 64x64 pixels differ"),
+    ):
+        shutil.copytree(streets / layout, tmp_path / layout)
+        changed = next((tmp_path / layout).glob(path.replace("drawn_000000_000000", "*").replace("drawn/", "*/")), None)
+        save(changed or tmp_path / layout / path, np.zeros((30, 40, 3), np.uint8))
+        with pytest.raises(DataError, match=message):
+            Cityscapes(str(tmp_path / layout), **small).prepare_data()
+
+
+def test_pairs_lie_upright_and_as_deep_as_they_are(tmp_path, small):
+    """A photo that was taken upside down, beside its upright other side; 16 bits are scaled and not cut."""
+    fill(tmp_path / "data", "A and B")
+    ramp = np.repeat(np.arange(20, dtype=np.uint16)[:, None] * 3000, 20, 1)
+    for i in range(12):
+        image = Image.fromarray((ramp >> 8).astype(np.uint8)).transpose(Image.Transpose.ROTATE_180)
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        image.save(tmp_path / "data" / "A" / f"{i}.png", exif=exif)
+        (tmp_path / "data" / "B" / f"{i}.jpg").unlink(missing_ok=True)
+        Image.fromarray(ramp).save(tmp_path / "data" / "B" / f"{i}.png")
+    x, c = first(PairedFolder(str(tmp_path / "data"), **small | {"image_size": 20}))
+    assert_close(x, c, atol=0.01, rtol=0)
+    assert x[0, 0, 0, 0] < 0.01 and x[0, 0, -1, 0] > 0.85
+
+
+def test_the_pairs_of_training_are_decoded_once_whatever_the_split(tmp_path, small, capsys):
+    fill(tmp_path / "data", "side by side")
+
+    def train(seed):
+        data = PairedFolder(str(tmp_path / "data"), seed=seed, **small)
+        data.setup()
+        return {tuple(data._rows[name].tolist()) for name in ("train",)}, data
+
+    one, data = train(0)
+    cache = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
+    other, _ = train(1)
+    again, data = train(0)
+    assert one == again != other and sizes(data)[0] == 8
+    now = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
+    assert cache.items() <= now.items() and len(now) == len(cache) + 2  # the other held-out pairs
+
+
+def test_fewer_held_out_pairs_than_processes_are_refused(tmp_path, small, monkeypatch):
+    fill(tmp_path / "data", "side by side")
+    data = PairedFolder(str(tmp_path / "data"), **small | {"val_size": 1})
+    data.setup()
+    monkeypatch.setattr(PairedFolder, "_ranks", lambda self: (0, 2))
+    with pytest.raises(DataError, match="1 validation images, fewer than processes: raise val_size"):
+        data.val_dataloader()
 
 
 def test_a_changed_image_is_decoded_again(tmp_path, small):

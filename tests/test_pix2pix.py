@@ -2,13 +2,20 @@
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
+from stubs import trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.pix2pix_step import AuthorsGenerator
+from benchmarks.pix2pix_step import AuthorsGenerator, authors_discriminator
+from lit_generative.adversarial import frozen
 from lit_generative.models.pix2pix import Pix2Pix
 from lit_generative.nn.pix2pix import PATCHES, PatchDiscriminator, UNetGenerator
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 
 TINY = {"image_shape": (3, 16, 16), "levels": 3, "width": 4, "patch": 16}
 
@@ -17,7 +24,7 @@ def pair(n=2, size=16):
     return torch.rand(n, 3, size, size), torch.rand(n, 3, size, size)
 
 
-@pytest.mark.parametrize("levels", [3, 8])
+@pytest.mark.parametrize("levels", [6, 7, 8])
 def test_the_authors_generator_loads_and_gives_the_same(levels, tmp_path):
     theirs = AuthorsGenerator(levels, 4)
     for p in theirs.parameters():
@@ -38,25 +45,17 @@ def test_the_authors_generator_loads_and_gives_the_same(levels, tmp_path):
 
 
 def test_names_and_shapes_are_those_of_the_published_checkpoints():
-    """Of a few layers of unet_256 and the 70x70 discriminator, and the number of all."""
+    """Of unet_256 and the 70x70 discriminator, layer by layer."""
     with torch.device("meta"):
-        model = Pix2Pix()
-    ours = {name: tuple(v.shape) for name, v in model.generator.state_dict().items()}
-    nested = ".model.3" * 6
-    theirs = {
-        "model.model.0.weight": (64, 3, 4, 4),
-        f"model.model.1{nested}.model.1.weight": (512, 512, 4, 4),
-        f"model.model.1{nested}.model.3.weight": (512, 512, 4, 4),
-        f"model.model.1{nested}.model.4.running_var": (512,),
-        "model.model.1.model.3.model.5.weight": (512, 128, 4, 4),
-        "model.model.3.bias": (3,),
-    }
-    found = model.translated({name: torch.empty(shape, device="meta") for name, shape in theirs.items()})
-    assert {name.removeprefix("generator."): tuple(v.shape) for name, v in found.items()}.items() <= ours.items()
-    assert len(ours) == 82 and sum(p.numel() for p in model.generator.parameters()) == 54_413_955
-    discriminator = {name: tuple(v.shape) for name, v in model.discriminator.state_dict().items()}
-    expected = {"model.0.weight": (64, 6, 4, 4), "model.11.weight": (1, 512, 4, 4), "model.9.running_mean": (512,)}
-    assert expected.items() <= discriminator.items() and len(discriminator) == 22
+        model, generator, discriminator = Pix2Pix(), AuthorsGenerator(8, 64), authors_discriminator(64)
+    theirs = model.translated(generator.state_dict())
+    theirs |= model.translated({f"model.{name}": v for name, v in discriminator.state_dict().items()})
+    ours = model.state_dict()
+    assert {name: v.shape for name, v in theirs.items()} == {name: v.shape for name, v in ours.items()}
+    assert len(generator.state_dict()) == 82 and len(discriminator.state_dict()) == 22
+    assert sum(p.numel() for p in model.generator.parameters()) == 54_413_955
+    published = {"model.model.1.model.3.model.5.weight": (512, 128, 4, 4), "model.model.3.bias": (3,)}
+    assert all(generator.state_dict()[name].shape == shape for name, shape in published.items())
 
 
 @pytest.mark.parametrize("patch", [1, *PATCHES])
@@ -75,17 +74,14 @@ def test_a_logit_sees_a_patch_of_the_size_it_is_named_after(patch):
     assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [patch, patch]
 
 
-@pytest.mark.parametrize("levels", [2, 3, 5, 8])
+@pytest.mark.parametrize("levels", [2, 3, 5, 7, 8])
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_every_depth_keeps_the_size(levels, norm):
     net = UNetGenerator(2, 3, levels, 2, norm, 0.5, True).eval()
-    for module in net.modules():
-        if hasattr(module, "by_image"):
-            module.by_image = True
     size = 2 ** max(levels, 4)
     with torch.no_grad():
         assert net(torch.rand(2, 2, size, 2 * size)).shape == (2, 3, size, 2 * size)
-    assert list(net.dropped) == {2: [], 3: [1], 5: [1, 2, 3], 8: [4, 5, 6]}[levels]
+    assert list(net.dropped) == {2: [], 3: [1], 5: [1, 2, 3], 7: [4, 5], 8: [4, 5, 6]}[levels]
 
 
 def test_noise_changes_translations_and_the_seed_fixes_it():
@@ -127,12 +123,55 @@ def test_losses_are_the_papers():
     assert unconditional.judge(batch[1], x).shape == p_real.shape
 
 
-def test_each_network_learns_from_its_own_loss_only():
-    model, batch = Pix2Pix(**TINY), pair()
-    fake = model.generate(batch)
-    model.discriminator_loss(batch, fake.detach())["loss_discriminator"].backward()
-    assert all(p.grad is None for p in model.generator.parameters())
-    assert all(p.grad is not None for p in model.discriminator.parameters())
+class Pairs(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        noise = torch.Generator().manual_seed(i)
+        return torch.rand(3, 16, 16, generator=noise), torch.rand(3, 16, 16, generator=noise)
+
+
+def test_each_network_learns_from_its_own_loss_only(tmp_path):
+    """With a generator that has no loss the discriminator learns alone, and the generator's loss leaves it alone."""
+    model = Pix2Pix(**TINY, lambda_gan=0.0, lambda_l1=0.0)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(model, DataLoader(Pairs(), 2))
+    moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"discriminator"}
+    alone = Pix2Pix(**TINY)
+    x, c = pair()
+    fake = alone.generate((x, c))
+    with frozen(alone.discriminator):
+        alone.generator_loss((x, c), fake)["loss_generator"].backward()
+    assert all(p.grad is None for p in alone.discriminator.parameters())
+    assert all(p.grad is not None for p in alone.generator.parameters())
+
+
+def test_defaults_are_the_papers_and_both_rates_fall_to_nothing(tmp_path):
+    h = Pix2Pix(**TINY).hparams
+    paper = {"lr": 2e-4, "beta1": 0.5, "lambda_l1": 100.0, "lambda_gan": 1.0, "dropout": 0.5, "norm": "batch"}
+    paper |= {"test_norm": "image", "test_dropout": True, "conditional": True, "decay_from": 0.5}
+    assert {name: h[name] for name in paper} == paper
+    rates = []
+
+    class Rates(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            assert all(optimizer.defaults["betas"] == (0.5, 0.999) for optimizer in trainer.optimizers)
+            rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+
+    fit = trainer(tmp_path, max_steps=8, limit_val_batches=0, callbacks=[Rates()])
+    fit.fit(Pix2Pix(**TINY), DataLoader(Pairs(), 2))
+    share = torch.tensor([1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+    assert_close(torch.tensor(rates), 2e-4 * share[:, None].expand(-1, 2), atol=1e-9, rtol=1e-5)
+
+
+def test_statistics_of_every_image_outlast_synchronised_batch_norm():
+    model, (_, c) = Pix2Pix(**TINY, test_dropout=False).eval(), pair()
+    before, sync = model.translate(c), TorchSyncBatchNorm()
+    again = sync.revert(sync.apply(model)).eval()
+    assert torch.equal(again.translate(c), before)
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in sync.apply(model).modules()) > 3
 
 
 def test_weights_start_as_in_the_paper():
@@ -150,6 +189,7 @@ def test_weights_start_as_in_the_paper():
     [
         ({"levels": 5}, "must be halved 5 times"),
         ({"levels": 1}, "levels start at 2"),
+        ({"patch": 70}, r"patches of 70 pixels do not fit images of 16x16: choose from \[1, 16, 34\]"),
         ({"patch": 50}, "patches are of 1, 16, 34, 70, 142, 286 pixels, not 50"),
         ({"dropout": 1.0}, r"dropout lies in \[0, 1\)"),
     ],

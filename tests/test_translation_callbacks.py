@@ -161,6 +161,39 @@ def test_losses_are_drawn_when_training_ends(data, tmp_path):
     assert drawn.std() > 10
 
 
+def test_curves_go_on_behind_a_resumed_run_and_have_no_stale_points(data, tmp_path):
+    class Losing(Darker):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.current_epoch != 1:
+                self.log("train/loss_generator", 1.0 + self.trainer.current_epoch)
+            return super().training_step(batch, batch_idx)
+
+    first = LossCurves()
+    trainer(tmp_path, callbacks=[first], max_epochs=3, log_every_n_steps=1).fit(Losing(), datamodule=data())
+    assert first.state_dict() == {"train/loss_generator": [[0, 1.0], [2, 3.0]]}
+    second = LossCurves()
+    second.load_state_dict(first.state_dict())
+    trainer(tmp_path / "again", callbacks=[second], max_epochs=1, log_every_n_steps=1).fit(Losing(), datamodule=data())
+    assert second.state_dict()["train/loss_generator"] == [[0, 1.0], [2, 3.0], [0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            torch.nn.Conv2d(3, 5, 1),
+            r"gives \(1, 5, 16, 16\) for an image \(3, 16, 16\), not logits of 19 classes",
+        ),
+        (torch.nn.Conv2d(3, 19, 4, 4), r"gives \(1, 19, 4, 4\)"),
+    ],
+)
+def test_a_network_of_other_labels_is_refused_before_the_start(layers, message, data, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, callbacks=[TranslationScores(layers)]).test(Darker(), datamodule=data())
+    with pytest.raises(ValueError, match="there are 19 classes, but 0 to 20 were found"):
+        confusion(torch.zeros(1, 1, 2, dtype=torch.long), torch.tensor([[[0, 20]]]), 19)
+
+
 @pytest.mark.parametrize("callback", [TranslationGrid(), TranslationScores(), TranslationFID(Quarters())])
 def test_a_model_that_does_not_translate_is_refused(callback, data, tmp_path):
     with pytest.raises(TypeError, match="follows `Translates`, but Stub has no `translate`"):

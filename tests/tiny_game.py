@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lit_generative.models
 from callbacks import EMA
 from lit_generative.adversarial import Adversarial
+from lit_generative.models.pix2pix import Pix2Pix
 
 
 class Game(Adversarial):
@@ -50,7 +51,11 @@ def main():
     batches = DataLoader(TensorDataset(x[mine], x.flip(0)[mine]), 8 // processes)
     torch.manual_seed(0)
     model, callbacks = Game(n_critic=2), []
-    if len(sys.argv) > 3:  # a GAN of that name instead, on images
+    if sys.argv[3:] == ["Pix2Pix"]:  # which in this form draws nothing
+        pairs = torch.rand(2, 16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        batches = DataLoader(TensorDataset(*pairs[:, mine]), 4 // processes)
+        model = Pix2Pix((3, 16, 16), levels=3, width=4, patch=16, norm="instance", dropout=0.0, decay_from=0.0)
+    elif len(sys.argv) > 3:  # a GAN of that name instead, on images
         file, options = sys.argv[3].lower().removesuffix("gp"), {"width": 4, "latent": 4, "n_critic": 2}
         networks = ["generator"]
         if sys.argv[3] == "FactorVAE":

@@ -17,7 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, pad
 
 from lit_generative.adversarial import Adversarial, Batch
 from lit_generative.images import from_symmetric, to_symmetric, to_uint8
-from lit_generative.nn.pix2pix import PATCHES, BatchNorm, Norm, PatchDiscriminator, UNetGenerator, authors_names
+from lit_generative.nn.pix2pix import PATCHES, Norm, PatchDiscriminator, UNetGenerator, authors_names
 
 
 class Pix2Pix(Adversarial):
@@ -75,6 +75,9 @@ class Pix2Pix(Adversarial):
             )
         if patch != 1 and patch not in PATCHES:
             raise ValueError(f"patches are of 1, {', '.join(map(str, PATCHES))} pixels, not {patch}")
+        fitting = [1, *(p for p, halvings in PATCHES.items() if min(h, w) >= 3 * 2**halvings)]
+        if patch not in fitting:  # nothing would be left behind the last convolution
+            raise ValueError(f"patches of {patch} pixels do not fit images of {h}x{w}: choose from {fitting}")
         if not (0 <= dropout < 1 and 0 <= decay_from <= 1 and min(lambda_l1, lambda_gan) >= 0):
             raise ValueError(
                 f"dropout lies in [0, 1), decay_from in [0, 1], lambdas are not negative; got {dropout}, {decay_from}, "
@@ -84,12 +87,10 @@ class Pix2Pix(Adversarial):
         self.image_shape, self.source_channels, self.halvings = image_shape, source_channels, levels
         self.lambda_l1, self.lambda_gan, self.conditional = lambda_l1, lambda_gan, conditional
         self.lr, self.beta1, self.decay_from = lr, beta1, decay_from
-        self.generator = UNetGenerator(source_channels, channels, levels, width, norm, dropout, test_dropout)
+        by_image = test_norm == "image"
+        self.generator = UNetGenerator(source_channels, channels, levels, width, norm, dropout, test_dropout, by_image)
         seen = channels + (source_channels if conditional else 0)
         self.discriminator = PatchDiscriminator(seen, width, patch, norm)
-        for module in self.modules():
-            if isinstance(module, BatchNorm):
-                module.by_image = test_norm == "image"
         if init_from is not None:
             self.start_from(init_from)
 
@@ -164,7 +165,7 @@ class Pix2Pix(Adversarial):
         if given not in (None, self.source_channels):
             raise ValueError(
                 f"Pix2Pix is built for source images of {self.source_channels} channels, but {source} gives {given}: "
-                f"set --model.source_channels {given}"
+                f"choose other data, or train with --model.source_channels {given}"
             )
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:

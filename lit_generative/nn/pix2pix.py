@@ -11,36 +11,32 @@ from lit_generative.nn.dcgan import init_dcgan
 Norm = Literal["batch", "instance"]
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that, with ``by_image``, takes each image's own statistics outside of training.
-
-    That is the paper's test with batches of one (Section 3.4), whatever the batch is.
-    """
-
-    by_image = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training or not self.by_image:
-            return super().forward(x)
-        return F.instance_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-
-
 def normalise(norm: Norm, channels: int) -> nn.Module:
-    return BatchNorm(channels) if norm == "batch" else nn.InstanceNorm2d(channels)
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels)
 
 
 class UNetGenerator(nn.Module):
     """Source images ``(B, in, H, W)`` to target images ``(B, out, H, W)``, both in [-1, 1].
 
     ``levels`` times halved and doubled again, with a skip connection at every size; H and W are multiples of 2^levels.
-    The noise is dropout behind the second to fourth doubling from the bottom, in test too if ``always_drop``.
+    The noise is dropout behind the doublings of the widest layers but the innermost, in test too if ``always_drop``.
+    With ``by_image`` batch norm takes each image's own statistics outside of training: the paper's test with batches
+    of one (Section 3.4), whatever the batch is.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, levels: int, width: int, norm: Norm, dropout: float, always_drop: bool
+        self,
+        inputs: int,
+        outputs: int,
+        levels: int,
+        width: int,
+        norm: Norm,
+        dropout: float,
+        always_drop: bool = True,
+        by_image: bool = True,
     ) -> None:
         super().__init__()
-        self.dropout, self.always_drop = dropout, always_drop
+        self.dropout, self.always_drop, self.by_image = dropout, always_drop, by_image
         channels = [width * min(8, 2**i) for i in range(levels)]
         bias = norm == "instance"
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
@@ -53,23 +49,30 @@ class UNetGenerator(nn.Module):
             after = outputs if outermost else before
             self.ups.append(nn.ConvTranspose2d(o if innermost else 2 * o, after, 4, 2, 1, bias=bias or outermost))
             self.up_norms.append(nn.Identity() if outermost else normalise(norm, after))
-        self.dropped = range(max(1, levels - 4), levels - 1)
+        # the authors' have at least six levels
+        self.dropped = range(4 if levels > 5 else max(1, levels - 4), levels - 1)
         self.apply(init_dcgan)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, c: Tensor) -> Tensor:
         h, skips = c.contiguous(memory_format=torch.channels_last), []
         for i, (down, norm) in enumerate(zip(self.downs, self.down_norms, strict=True)):
-            h = norm(down(F.leaky_relu(h, 0.2) if i else h))
+            h = self.normalised(norm, down(F.leaky_relu(h, 0.2) if i else h))
             skips.append(h)
         h = skips.pop()
         for i in reversed(range(len(self.ups))):
-            h = self.up_norms[i](self.ups[i](F.relu(h)))
+            h = self.normalised(self.up_norms[i], self.ups[i](F.relu(h)))
             if i in self.dropped:
                 h = F.dropout(h, self.dropout, self.training or self.always_drop)
             if i:
                 h = torch.cat([skips.pop(), h], 1)
         return h.tanh()
+
+    def normalised(self, norm: nn.Module, h: Tensor) -> Tensor:
+        # not a module's own affair: synchronising batch norm exchanges modules
+        if self.training or not self.by_image or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            return norm(h)
+        return F.instance_norm(h, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
 
 
 PATCHES = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}  # receptive field: number of halvings
