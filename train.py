@@ -1,4 +1,4 @@
-"""Train, test and sample any model on any data: ``python train.py {fit,validate,test,predict,sample} --help``."""
+"""Any model on any data: ``python train.py {fit,validate,test,predict,sample,export} --help``."""
 
 import inspect
 import json
@@ -33,6 +33,7 @@ from lit_generative.checkpoints import (
 )
 from lit_generative.images import grid, save_png, to_uint8
 from lit_generative.module import GenerativeModel
+from lit_generative.pretrained import export_programs
 from lit_generative.protocols import Reconstructs, Samples, Translates
 from lit_generative.randomness import forked_rng
 from lit_generative.runs import LastCheckpoint, RunLogger, WholeCheckpoints, newest_checkpoint
@@ -46,7 +47,7 @@ warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimizatio
 # weights of one channel have two layouts at once: the same memory under other strides
 warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
 
-DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` draws from a checkpoint."
+DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` and `export` take a checkpoint."
 DEFAULT_MONITOR = GenerativeModel.monitor
 CHOICES = {"model": (LightningModule, lit_generative.models), "data": (LightningDataModule, datamodules)}
 
@@ -111,6 +112,9 @@ class CLI(LightningCLI):
             config.resume = False  # it says how this process starts, and is no setting of the run
             self._resume(config)
 
+        if self.checkpoint is not None and config.model.init_args.get("init_from") is not None:
+            config.model.init_args.init_from = None  # it is in the checkpoint, and its file may be gone
+
     def _resume(self, config: Namespace) -> None:
         if config.ckpt_path is not None or config.checkpoint.dirpath is not None:
             raise ValueError("--resume finds the checkpoint in the run's folder: leave out --ckpt_path and dirpath")
@@ -118,6 +122,7 @@ class CLI(LightningCLI):
         if path is not None:
             self.checkpoint, config.ckpt_path = read_checkpoint(path), str(path)
             self.version = int(path.parents[1].name.removeprefix("version_"))
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # as it should be
             rank_zero_info(f"going on from {path}, step {self.checkpoint['global_step']}")
 
     def _parse_ckpt_path(self) -> None:
@@ -296,6 +301,19 @@ def sample(
     print(f"{n} samples of {type(model).__name__}{said}: {target}")
 
 
+def export(ckpt_path: str, output: str) -> None:
+    """Write a checkpoint's model for use elsewhere: safetensors and config.json, and its networks as programs.
+
+    Args:
+        ckpt_path: Checkpoint written by a training run.
+        output: Folder for ``model.safetensors``, ``config.json`` and ``<network>.pt2`` (`torch.export`).
+    """
+    model: Any = load_model(ckpt_path)
+    model.save_pretrained(output)
+    programs = export_programs(model, output)
+    print(f"{type(model).__name__}: {output}/model.safetensors, {output}/config.json, {', '.join(map(str, programs))}")
+
+
 def leave_together() -> None:
     """Close the connections between processes: gloo may abort one whose peers vanish while it exits."""
     if torch.distributed.is_initialized():
@@ -310,6 +328,8 @@ def main(args: list[str]) -> None:
     try:
         if args[:1] == ["sample"]:
             auto_cli(sample, args=args[1:], as_positional=False, exit_on_error=False)
+        elif args[:1] == ["export"]:
+            auto_cli(export, args=args[1:], as_positional=False, exit_on_error=False)
         else:
             CLI(args)
             leave_together()

@@ -77,15 +77,15 @@ class ImageData(LightningDataModule):
         data_dir = data_dir and os.fspath(data_dir)  # a Path among the hyper-parameters would spoil safe loading
         self.save_hyperparameters()
         self.name = type(self).__name__
-        size = (stored := self.shape[-1]) if image_size is None else image_size
+        size = image_size if image_size is not None else self.shape[-1]
         if resize not in ("pad", "resize") or binarize not in ("none", "dynamic", "static"):
             raise DataError(f"{self.name}: no such choice: resize={resize!r}, binarize={binarize!r}")
         if min(batch_size, size) < 1 or min(seed, val_size or 0) < 0:
             raise DataError(f"{self.name}: batch_size, image_size start at 1, val_size and seed at 0")
         if not 0 <= mutation <= (binarize != "static"):  # what is drawn once cannot be mutated before
             raise DataError(f"{self.name}: mutation is a share of pixels, in [0, 1], and 0 with static binarisation")
-        if resize == "pad" and size < stored:
-            raise DataError(f"{self.name}: cannot pad {stored} pixels to {size}; use resize='resize'")
+        if resize == "pad" and size < self.shape[-1]:
+            raise DataError(f"{self.name}: cannot pad {self.shape[-1]} pixels to {size}; use resize='resize'")
         self.batch_size, self.val_size, self.seed = batch_size, val_size, seed
         self.resize, self.binarize, self.random_flip, self.mutation = resize, binarize, random_flip, mutation
         self.download, self.bundled = download, bundled

@@ -19,8 +19,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lit_generative.images import from_symmetric, to_symmetric
-from lit_generative.interpolation import arcs
 from lit_generative.module import GenerativeModel
 
 Batch = tuple[Tensor, Tensor]
@@ -211,42 +209,6 @@ class Adversarial(GenerativeModel):
         steps = checkpoint.get("adversarial_steps", [0, 0, 0])
         self.discriminator_steps, self.generator_steps, self.images_seen = steps
         self._begun = checkpoint.get("adversarial_step_begun", {})
-
-
-class GAN(Adversarial):
-    """A game whose generator makes images in [-1, 1] of z ~ N(0, I).
-
-    A model sets ``image_shape``, ``latent``, ``generator`` and ``discriminator``, and writes `discriminator_loss`,
-    `generator_loss` and `configure_optimizers`. ``fake`` is in [-1, 1]; ``batch[0]`` is in [0, 1]: `to_symmetric`.
-    """
-
-    latent: int
-    ood_headline = "discriminator"
-
-    def generate(self, batch: Batch) -> Tensor:
-        return self.generator(torch.randn(len(batch[0]), self.latent, device=self.device))
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Images of z ``(B, latent)``, ``(B, C, H, W)`` in [0, 1]."""
-        return from_symmetric(self.generator(z).float())
-
-    @torch.no_grad()
-    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
-        """Images of z ~ N(0, I), ``(n, C, H, W)`` in [0, 1]."""
-        return self.decode(torch.randn(n, self.latent, device=self.device))
-
-    @torch.no_grad()
-    def interpolate(self, n: int, steps: int) -> Tensor:
-        """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
-        return self.decode(arcs(torch.randn(2, n, self.latent, device=self.device), steps))
-
-    def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
-        """How little the discriminator thinks of each image, ``(B,)``. Not a likelihood."""
-        return {"discriminator": -self.discriminator(to_symmetric(x)).float()}
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """`ood_scores` of every image, with its label ``c``."""
-        return self.ood_scores(batch[0]) | {"c": batch[1]}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Reading checkpoints and weights. Nothing here unpickles: what holds more than tensors and plain types is refused."""
+"""Reading checkpoints. Nothing here unpickles: what holds more than tensors and plain types is refused."""
 
 import inspect
 import pickle
@@ -8,10 +8,9 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 import lit_generative.models  # noqa: F401  (so that find_class knows them)
 
@@ -26,13 +25,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, torn, no checkpoint of ours, or would have to execute code.
     """
-    checkpoint = _load(Path(path))
+    checkpoint = read_safely(Path(path))
     if not isinstance(checkpoint, dict) or "class_path" not in checkpoint or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint written by a model of lit-generative")
     return checkpoint
 
 
-def _load(path: Path) -> Any:
+def read_safely(path: Path) -> Any:
     """What a file holds, on the CPU, nothing executed."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
@@ -73,10 +72,11 @@ def find_class(path: str, base: type) -> type:
 def model_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint says of its model, as the CLI writes it: ``{"class_path": ..., "init_args": ...}``."""
     saved = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
-    return _described(find_class(checkpoint["class_path"], LightningModule), checkpoint["class_path"], saved)
+    return described(find_class(checkpoint["class_path"], LightningModule), checkpoint["class_path"], saved)
 
 
-def _described(cls: type, path: str, saved: dict[str, Any]) -> dict[str, Any]:
+def described(cls: type, path: str, saved: dict[str, Any]) -> dict[str, Any]:
+    """A class and those of the arguments ``saved`` that are its own, as the CLI writes them."""
     arguments = inspect.signature(cls).parameters
     # the hyper-parameters also hold those of parent classes
     return {"class_path": path, "init_args": {name: value for name, value in saved.items() if name in arguments}}
@@ -87,7 +87,7 @@ def data_config(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     data = checkpoint.get("data")
     if data is None:
         return None
-    return _described(find_class(data["class_path"], LightningDataModule), data["class_path"], data["init_args"])
+    return described(find_class(data["class_path"], LightningDataModule), data["class_path"], data["init_args"])
 
 
 def require_same_shapes(model: torch.nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -126,41 +126,3 @@ def load_model(path: str | Path) -> LightningModule:
     require_same_shapes(model, checkpoint, path)
     model.load_state_dict(checkpoint["state_dict"])
     return model.eval()
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a state dict, ours or another's: ``.safetensors``, or a file of torch without objects.
-
-    Raises:
-        CheckpointError: The file is missing, torn, holds something else, or would have to execute code.
-    """
-    saved = _load(Path(path))
-    if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
-        saved = saved["state_dict"]
-    if not isinstance(saved, dict) or not saved or not all(isinstance(v, Tensor) for v in saved.values()):
-        raise CheckpointError(f"{path} holds no state dict, that is, tensors by name")
-    return saved
-
-
-def start_from(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load those weights of ``state`` whose name and shape fit, and say which were loaded, skipped and left fresh.
-
-    Raises:
-        CheckpointError: More than half of the model's parameters would be left as they are.
-    """
-    own = model.state_dict()
-    fitting = {name: v for name, v in state.items() if name in own and v.shape == own[name].shape}
-    skipped = [
-        f"{name} {tuple(v.shape)}" + (f", not {tuple(own[name].shape)}" if name in own else ", not wanted")
-        for name, v in state.items()
-        if name not in fitting
-    ]
-    fresh = [name for name in own if name not in fitting]
-    left, total = (sum(own[name].numel() for name in names) for names in (fresh, own))
-    report = f"{source}: {len(fitting)} weights loaded"
-    report += f"; {len(skipped)} skipped ({', '.join(skipped[:3])}{', ...' * (len(skipped) > 3)})" if skipped else ""
-    report += f"; {len(fresh)} left fresh ({', '.join(fresh[:3])}{', ...' * (len(fresh) > 3)})" if fresh else ""
-    if 2 * left > total:
-        raise CheckpointError(f"{report}: that is {left:,} of {total:,} numbers; is it a checkpoint of another model?")
-    model.load_state_dict(fitting, strict=False)
-    rank_zero_info(report)

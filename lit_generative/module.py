@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -86,16 +87,44 @@ class GenerativeModel(TrainLog):
         if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             raise ValueError(f"{option} needs to know the length of the run: set --trainer.max_epochs or max_steps")
 
-    def start_from(self, path: str) -> None:
-        """Take those weights of a file that fit; see `checkpoints.start_from`."""
-        # imported here: checkpoints imports every model
-        from lit_generative.checkpoints import read_weights, start_from
+    def start_from(self, source: str | None) -> None:
+        """Take those weights of ``source``, if there is one, that fit; see `pretrained.start_from`."""
+        if source is not None:
+            # imported here: it imports every model
+            from lit_generative.pretrained import start_from
 
-        start_from(self, self.translated(read_weights(path)), path)
+            start_from(self, source)
 
     def translated(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of another's layout that the model knows under our names; others as they are."""
         return state
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the weights and what rebuilds the model into a folder; see `pretrained.save_pretrained`."""
+        from lit_generative.pretrained import save_pretrained
+
+        save_pretrained(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> "GenerativeModel":
+        """The model that `save_pretrained` wrote, in eval mode on the CPU; see `pretrained.from_pretrained`.
+
+        Raises:
+            TypeError: It is none of this class.
+        """
+        from lit_generative.pretrained import from_pretrained
+
+        model = from_pretrained(source)
+        if not isinstance(model, cls):
+            raise TypeError(f"{source} holds a {type(model).__name__}, no {cls.__name__}")
+        return model
+
+    def programs(self) -> dict[str, tuple[torch.nn.Module, tuple[Tensor, ...]]]:
+        """The networks that ``train.py export`` writes as programs, by name, each with an example of its inputs.
+
+        The first dimension of inputs and outputs is the batch; ranges are those of the network.
+        """
+        return {}
 
     def describe_test(self) -> str:
         """The protocol behind the numbers that ``test`` logs, in one line."""

@@ -14,11 +14,13 @@ from datamodules import FashionMNIST, PairedFolder
 from datamodules.streets import write
 from lit_generative.checkpoints import load_model
 from lit_generative.module import GenerativeModel
+from lit_generative.pretrained import export_programs
 from lit_generative.protocols import HasLatent, HasLogProb, Reconstructs, Samples, Translates
 
 
 def subclasses(cls):
-    return [c for child in cls.__subclasses__() for c in (child, *subclasses(child))]
+    # once, whatever the number of ways that lead to one
+    return list(dict.fromkeys(c for child in cls.__subclasses__() for c in (child, *subclasses(child))))
 
 
 MODELS = [c for c in subclasses(GenerativeModel) if c.__module__.startswith(lit_generative.models.__name__)]
@@ -97,6 +99,35 @@ def test_class_labels_are_ignored_or_used_but_accepted(model):
     assert model.sample(2, c).shape == x.shape
     if isinstance(model, HasLogProb):
         assert model.log_prob(x, c).shape == (2,)
+
+
+def test_a_folder_of_safetensors_gives_the_model_back(model, tmp_path):
+    model.eval().save_pretrained(tmp_path / "a")
+    again, c = type(model).from_pretrained(tmp_path / "a"), sources(model, 2)
+    draws = [(torch.manual_seed(1), m.sample(2, c))[1] for m in (model, again)]
+    assert torch.equal(*draws)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_networks_become_programs_that_give_the_same(model, tmp_path):
+    written = export_programs(model.eval(), tmp_path)
+    assert {path.stem for path in written} == model.programs().keys()
+    for path in written:
+        network, example = model.programs()[path.stem]
+        inputs = [torch.cat([x, x, x])[:5] for x in example]  # a batch of another size
+        inputs = [torch.randn_like(x) if x.is_floating_point() else x for x in inputs]
+        program = torch.export.load(path).module()
+        draws = [(torch.manual_seed(1), net(*inputs))[1] for net in (network, program)]
+        torch.testing.assert_close(draws[1], draws[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_starts_from_a_checkpoint_of_its_own(trained, caplog):
+    model, path = trained
+    arguments = ARGUMENTS.get(type(model).__name__, {})
+    started = type(model)(**arguments, init_from=str(path))
+    assert "left fresh" not in caplog.text and "init_from" not in started.hparams
+    for name, value in model.state_dict().items():
+        assert torch.equal(started.state_dict()[name], value)
 
 
 def data(model, data_dir):

@@ -35,6 +35,7 @@ class BetaVAE(VAE):
         free_bits: float = 0.0,
         test_k: Sequence[int] = (5, 50, 150),
         beta: float = 4.0,
+        init_from: str | None = None,
     ) -> None:
         if beta < 0:
             raise ValueError(f"beta must not be negative, got {beta}")
@@ -42,6 +43,7 @@ class BetaVAE(VAE):
             image_shape, latent, network, hidden, activation, likelihood, lr, decay_from, kl_warmup, free_bits, test_k
         )
         self.beta = beta
+        self.start_from(init_from)
 
     def penalised(self, kl: Tensor) -> Tensor:
         return self.beta * super().penalised(kl)

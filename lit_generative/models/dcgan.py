@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from lit_generative.adversarial import GAN, Batch
+from lit_generative.adversarial import Batch
+from lit_generative.gan import GAN
 from lit_generative.images import to_symmetric
 from lit_generative.nn.dcgan import DCGANDiscriminator, DCGANGenerator, DenseDiscriminator, PixelShuffleGenerator
 
@@ -38,6 +39,7 @@ class DCGAN(GAN):
         n_critic: Steps of the discriminator to one of the generator.
         accumulate: Batches whose gradients make one step.
         clip: Norm to which gradients are clipped; 0: not at all.
+        init_from: Weights to start from, see `start_from`.
     """
 
     def __init__(
@@ -53,18 +55,20 @@ class DCGAN(GAN):
         n_critic: int = 1,
         accumulate: int = 1,
         clip: float = 0.0,
+        init_from: str | None = None,
     ) -> None:
         super().__init__(n_critic, accumulate, clip)
         if min(latent, width) < 1 or not 0 <= label_smoothing < 1:
             raise ValueError(
                 f"latent and width start at 1, label_smoothing is in [0, 1); got {latent}, {width}, {label_smoothing}"
             )
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["init_from"])
         self.image_shape, self.latent = image_shape, latent
         self.lr, self.betas, self.real_label = lr, (beta1, 0.999), 1 - label_smoothing
         generator, discriminator = NETWORKS[network]
         self.generator = generator(self.image_shape, latent, width)
         self.discriminator = discriminator(self.image_shape, width, spectral=spectral_norm)
+        self.start_from(init_from)
 
     # -- objective ---------------------------------------------------------------------------------
 

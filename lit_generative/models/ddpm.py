@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_generative.denoising import DenoisingModel, Sampler
 from lit_generative.diffusion_bound import Bound, variational_bound
@@ -41,7 +41,7 @@ class DDPM(DenoisingModel):
         sampler: What `sample` goes by.
         sampling_steps: Times that it asks the network.
         bound_terms: Terms of the bound that `log_prob` draws for every image out of T - 1; 0: it takes them all.
-        init_from: Weights to start from: a checkpoint, or diffusers' of ``UNet2DModel`` (``google/ddpm-cifar10-32``).
+        init_from: Weights to start from, see `start_from`; also those of diffusers' ``UNet2DModel``.
     """
 
     def __init__(
@@ -80,8 +80,7 @@ class DDPM(DenoisingModel):
         labels = classes + 1 if classes else 0  # the last stands for none
         self.denoiser = UNet(image_shape, channels, blocks, attention_at, head_channels, dropout, groups, patch, labels)
         self.diffuse_by(steps, schedule, target, variance, sampler, sampling_steps, bound_terms, lr, warmup, decay_from)
-        if init_from is not None:
-            self.start_from(init_from)
+        self.start_from(init_from)
 
     def translated(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Diffusers' U-Nets have the weights of ours and the same names."""
@@ -121,6 +120,11 @@ class DDPM(DenoisingModel):
     def denoise(self, x_t: Tensor, t: Tensor, c: Tensor | None = None, guidance: float = 0.0) -> Tensor:
         """Estimate of E[x_0|x_t], cut to [-1, 1]; see `DenoisingModel.denoise`."""
         return super().denoise(x_t, t, c, guidance).clamp(-1, 1)
+
+    def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+        """The denoiser: x_t, t - 1 ``(B,)`` int64, and labels if it knows them, to what ``target`` says."""
+        t = torch.zeros(2, dtype=torch.long)
+        return {"denoiser": (self.denoiser, (torch.zeros(2, *self.image_shape), t, *([t] * (self.classes > 0))))}
 
     # -- -log p(x_0) <= L_T + sum_t L_t-1 + L_0 ----------------------------------------------------
 

@@ -60,6 +60,7 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
         lr_discriminator: float = 1e-4,
         accumulate: int = 1,
         clip: float = 0.0,
+        init_from: str | None = None,
     ) -> None:
         if gamma < 0 or min(units, layers) < 1:
             raise ValueError(f"gamma starts at 0, units and layers at 1; got {gamma}, {units}, {layers}")
@@ -80,6 +81,7 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
         )
         self.gamma, self.lr_discriminator = gamma, lr_discriminator
         self.discriminator = mlp([latent, *[units] * layers, 1], lambda: nn.LeakyReLU(0.2))
+        self.start_from(init_from)
 
     @property
     def generator(self) -> nn.Module:  # type: ignore[override]

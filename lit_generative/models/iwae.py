@@ -32,11 +32,13 @@ class IWAE(VAE):
         decay_from: float = 1.0,
         test_k: Sequence[int] = (5, 50, 150),
         k: int = 50,
+        init_from: str | None = None,
     ) -> None:
         if k < 1:
             raise ValueError(f"k must be positive, got {k}")
         super().__init__(image_shape, latent, network, hidden, activation, likelihood, lr, decay_from, test_k=test_k)
         self.k = k
+        self.start_from(init_from)
 
     def objective(self, x: Tensor) -> dict[str, Tensor]:
         """The bound L_k itself, so that the loss logged is its negative, and the ELBO, its mean log-weight.

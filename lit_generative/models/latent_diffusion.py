@@ -12,7 +12,7 @@ diffusion stands in the place of the prior.
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Normal
 
 from lit_generative.denoising import DenoisingModel, Sampler
@@ -30,6 +30,7 @@ class LatentDiffusion(DenoisingModel):
         width: Units of the network's layers, an even number.
         depth: Its residual blocks.
         steps, schedule, target, variance, lr, warmup, decay_from, sampler, sampling_steps, bound_terms: As of `DDPM`.
+        init_from: Weights to start from, see `start_from`.
 
     Raises:
         TypeError: The autoencoder has no posterior and likelihood.
@@ -52,6 +53,7 @@ class LatentDiffusion(DenoisingModel):
         sampler: Sampler = "dpm_solver",
         sampling_steps: int = 20,
         bound_terms: int = 100,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         if width < 4 or width % 2 or depth < 1:
@@ -67,11 +69,12 @@ class LatentDiffusion(DenoisingModel):
                 "the autoencoder of a LatentDiffusion must have a posterior `q` and a likelihood `p`, as a VAE has: "
                 f"{type(self.autoencoder).__name__} has not"
             )
-        self.save_hyperparameters()  # of the autoencoder its description, no longer its file
+        self.save_hyperparameters(ignore=["init_from"])  # of the autoencoder its description, no longer its file
         self.image_shape, self.levels = image_shape, self.autoencoder.levels
         self.data_shape = (self.autoencoder.latent,)
         self.denoiser = TimeMLP(*self.data_shape, width, depth)
         self.diffuse_by(steps, schedule, target, variance, sampler, sampling_steps, bound_terms, lr, warmup, decay_from)
+        self.start_from(init_from)
 
     # -- latents -----------------------------------------------------------------------------------
 
@@ -85,6 +88,11 @@ class LatentDiffusion(DenoisingModel):
 
     def predict(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         return self.denoiser(x_t, t - 1).to(x_t)
+
+    def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+        """The denoiser: z_t and t - 1 ``(B,)`` int64 to what ``target`` says; and the autoencoder's programs."""
+        own = {"denoiser": (self.denoiser, (torch.zeros(2, *self.data_shape), torch.zeros(2, dtype=torch.long)))}
+        return own | self.autoencoder.programs()
 
     # -- log p(x) >= E_q[log p(x|z) - log q(z|x) + log p(z)] ---------------------------------------
 

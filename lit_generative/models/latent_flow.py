@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_generative.bijections import Chain, finite_or_impossible, standard_normal
 from lit_generative.coupling import dense
@@ -41,6 +41,7 @@ class LatentFlow(GenerativeModel):
         depth: Hidden layers of the conditioners.
         lr: Learning rate of Adam.
         decay_from: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
+        init_from: Weights to start from, see `start_from`.
     """
 
     ood_headline = "sum"
@@ -57,6 +58,7 @@ class LatentFlow(GenerativeModel):
         depth: int = 2,
         lr: float = 1e-3,
         decay_from: float = 0.8,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         if min(latent, couplings, width, depth, *hidden) < 1 or not (0 < share < 1 and 0 <= decay_from <= 1):
@@ -71,7 +73,7 @@ class LatentFlow(GenerativeModel):
         else:
             self.autoencoder, autoencoder = borrow(autoencoder, image_shape)
             self.levels = self.autoencoder.levels
-        self.save_hyperparameters()  # of a borrowed autoencoder its description, no longer its file
+        self.save_hyperparameters(ignore=["init_from"])  # of a borrowed autoencoder its description, no longer its file
         self.image_shape, self.dims = image_shape, math.prod(image_shape)
         with torch.no_grad():
             shape = self.autoencoder.encode(torch.zeros(1, *image_shape)).shape
@@ -85,6 +87,13 @@ class LatentFlow(GenerativeModel):
         self._tested = 0
         # log p(h), squared error, and whether one is no number, of every image in validation or test
         self.terms = Moments(3)
+        self.start_from(init_from)
+
+    def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+        """The autoencoder's: of its own, the decoder of latents ``(B, latent)`` to logits of pixels."""
+        if self.given:
+            return self.autoencoder.programs()
+        return {"decoder": (self.autoencoder.decoder, (torch.zeros(2, self.latent),))}
 
     # -- density of the latent ---------------------------------------------------------------------
 

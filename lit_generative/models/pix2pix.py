@@ -12,7 +12,7 @@ G minimises -log D(c, G(c, z)) instead, and D half of its loss, to slow it down 
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, pad
 
 from lit_generative.adversarial import Adversarial, Batch
@@ -42,7 +42,7 @@ class Pix2Pix(Adversarial):
         decay_from: Fraction of the run after which the rates fall linearly to 0; 1 keeps them constant.
         accumulate: Batches whose gradients make one step.
         clip: Norm to which gradients are clipped; 0: not at all.
-        init_from: Weights to start from: a checkpoint, or the authors' ``latest_net_G.pth`` (unet_256: ``levels: 8``).
+        init_from: Weights to start from, see `start_from`; also the authors' ``latest_net_G.pth``, and ``..._D.pth``.
     """
 
     def __init__(
@@ -91,8 +91,7 @@ class Pix2Pix(Adversarial):
         self.generator = UNetGenerator(source_channels, channels, levels, width, norm, dropout, test_dropout, by_image)
         seen = channels + (source_channels if conditional else 0)
         self.discriminator = PatchDiscriminator(seen, width, patch, norm)
-        if init_from is not None:
-            self.start_from(init_from)
+        self.start_from(init_from)
 
     def translated(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' generator and discriminator under our names."""
@@ -154,6 +153,11 @@ class Pix2Pix(Adversarial):
         if c is None or len(c) != n:
             raise ValueError(f"{type(self).__name__} makes images of source images: give {n} of them as c")
         return self.translate(c)
+
+    def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+        """The generator: sources ``(B, C', H, W)`` to targets, both in [-1, 1]."""
+        size = self.image_shape[1:]
+        return {"generator": (self.generator, (torch.zeros(2, self.source_channels, *size),))}
 
     # -- Lightning ---------------------------------------------------------------------------------
 

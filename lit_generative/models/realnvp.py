@@ -82,6 +82,7 @@ class RealNVP(GenerativeModel):
         decay_from: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
         weight_decay: L2 penalty on the scales of weight normalisation (Section 4.1).
         test_k: Draws of the dequantisation behind ``test``'s bound.
+        init_from: Weights to start from, see `start_from`.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class RealNVP(GenerativeModel):
         decay_from: float = 1.0,
         weight_decay: float = 5e-5,
         test_k: int = 8,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         if min(scales, couplings, width, depth, test_k) < 1:
@@ -116,7 +118,7 @@ class RealNVP(GenerativeModel):
         halvings = scales - 1 if stack == "multiscale" else 0
         if h % 2**halvings or w % 2**halvings:
             raise ValueError(f"images of {h}x{w} pixels cannot be halved {halvings} times: set fewer scales")
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["init_from"])
         self.image_shape, self.dims = image_shape, math.prod(image_shape)
         self.lr, self.decay_from, self.weight_decay, self.test_k = lr, decay_from, weight_decay, test_k
         self.likelihood_kind = self.log_prob_kind = f"bound, {test_k} draws of {dequantization} dequantisation"
@@ -136,6 +138,7 @@ class RealNVP(GenerativeModel):
         # the bound from one draw, that from all, and whether it is no number, of every image in validation or test
         self.terms = Moments(3)
         self.inverse_error = MaxMetric()
+        self.start_from(init_from)
 
     # -- density -----------------------------------------------------------------------------------
 

@@ -18,13 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from lit_generative.interpolation import arcs
-from lit_generative.likelihoods import (
-    LIKELIHOODS,
-    Likelihood,
-    at_least_float32,
-    bits_per_dim,
-    log_mean_exp,
-)
+from lit_generative.likelihoods import LIKELIHOODS, Likelihood, at_least_float32, bits_per_dim, log_mean_exp
 from lit_generative.metrics import Moments
 from lit_generative.module import GenerativeModel
 from lit_generative.nn.conv import ConvDecoder, ConvEncoder
@@ -57,6 +51,7 @@ class VAE(GenerativeModel):
         kl_warmup: Steps over which the KL term's weight rises linearly to 1 in training.
         free_bits: Nats per latent dimension below which its mean KL is not penalised (Kingma et al., 2016, Eq. 15).
         test_k: Numbers of importance samples at which ``test`` reports the bound.
+        init_from: Weights to start from, see `start_from`.
     """
 
     pixels_at_once = 2**23  # bounds the memory of many importance samples: about 32 MB a tensor
@@ -74,6 +69,7 @@ class VAE(GenerativeModel):
         kl_warmup: int = 0,
         free_bits: float = 0.0,
         test_k: Sequence[int] = (5, 50, 150),
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         if not hidden or not test_k or min(latent, *hidden, *test_k) < 1:
@@ -83,7 +79,7 @@ class VAE(GenerativeModel):
                 f"kl_warmup and free_bits must not be negative, decay_from must be in [0, 1]; "
                 f"got {kl_warmup}, {free_bits}, {decay_from}"
             )
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["init_from"])
         self.image_shape, self.latent, self.dims = image_shape, latent, math.prod(image_shape)
         self.lr, self.decay_from, self.kl_warmup, self.free_bits = lr, decay_from, kl_warmup, free_bits
         self.test_k = sorted(test_k)
@@ -99,6 +95,11 @@ class VAE(GenerativeModel):
         self.terms = Moments(3)  # elbo, reconstruction, kl of every image seen in validation or test
         self.bounds = Moments(len(test_k))
         self.codes = Moments(latent)
+        self.start_from(init_from)
+
+    def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+        """The decoder: z ``(B, latent)`` to the parameters of the likelihood."""
+        return {"decoder": (self.decoder, (torch.zeros(2, self.latent),))}
 
     # -- distributions -----------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_generative.adversarial import GAN, Batch
+from lit_generative.adversarial import Batch
+from lit_generative.gan import GAN
 from lit_generative.images import to_symmetric
 from lit_generative.nn.dcgan import DCGANDiscriminator, DCGANGenerator
 
@@ -35,6 +36,7 @@ class WGAN(GAN):
         n_critic: Steps of the critic to one of the generator.
         accumulate: Batches whose gradients make one step.
         clip: Norm to which gradients are clipped; 0: not at all.
+        init_from: Weights to start from, see `start_from`.
     """
 
     def __init__(
@@ -47,16 +49,18 @@ class WGAN(GAN):
         n_critic: int = 5,
         accumulate: int = 1,
         clip: float = 0.0,
+        init_from: str | None = None,
     ) -> None:
         super().__init__(n_critic, accumulate, clip)
         if min(latent, width) < 1 or clip_weights <= 0:
             raise ValueError(
                 f"latent and width start at 1, clip_weights above 0; got {latent}, {width}, {clip_weights}"
             )
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["init_from"])
         self.image_shape, self.latent, self.lr, self.clip_weights = image_shape, latent, lr, clip_weights
         self.generator = DCGANGenerator(self.image_shape, latent, width)
         self.discriminator = DCGANDiscriminator(self.image_shape, width)
+        self.start_from(init_from)
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         wasserstein = distance(self.discriminator, batch, fake)
@@ -97,6 +101,7 @@ class WGANGP(GAN):
         n_critic: Steps of the critic to one of the generator.
         accumulate: Batches whose gradients make one step.
         clip: Norm to which gradients are clipped; 0: not at all.
+        init_from: Weights to start from, see `start_from`.
     """
 
     def __init__(
@@ -109,14 +114,16 @@ class WGANGP(GAN):
         n_critic: int = 5,
         accumulate: int = 1,
         clip: float = 0.0,
+        init_from: str | None = None,
     ) -> None:
         super().__init__(n_critic, accumulate, clip)
         if min(latent, width) < 1 or penalty < 0:
             raise ValueError(f"latent and width start at 1, penalty at 0; got {latent}, {width}, {penalty}")
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["init_from"])
         self.image_shape, self.latent, self.lr, self.penalty = image_shape, latent, lr, penalty
         self.generator = DCGANGenerator(self.image_shape, latent, width)
         self.discriminator = DCGANDiscriminator(self.image_shape, width, norm="none")
+        self.start_from(init_from)
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         wasserstein = distance(self.discriminator, batch, fake)
