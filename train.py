@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules
 import lit_generative.models
-from callbacks import PredictionWriter, ReconstructionGrid, Report, SampleGrid, TranslationGrid
+from callbacks import PredictionWriter, ReconstructionGrid, Report, SampleGrid, TranslationGrid, TranslationScores
 from lit_generative.checkpoints import (
     CheckpointError,
     data_config,
@@ -48,6 +48,7 @@ warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimizatio
 warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
 
 DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` and `export` take a checkpoint."
+FREE = ("batch_size", "cache_dir", "download")  # what a run that goes on may change of its data
 DEFAULT_MONITOR = GenerativeModel.monitor
 CHOICES = {"model": (LightningModule, lit_generative.models), "data": (LightningDataModule, datamodules)}
 
@@ -75,6 +76,10 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, help="Name of the run's folder (default: the recipe's).")
+        text = "Go on with the newest run of this name, in its folder, if there is one; else begin (fit)."
+        parser.add_argument("--resume", action="store_true", help=text)
+        text = "Batches after which last.ckpt is written, beside once an epoch (fit)."
+        parser.add_argument("--save_every", type=PositiveInt | None, help=text)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         best = {"monitor": DEFAULT_MONITOR, "filename": "best", "enable_version_counter": False}
         parser.set_defaults({f"checkpoint.{key}": value for key, value in best.items()})
@@ -84,11 +89,6 @@ class CLI(LightningCLI):
         parser.set_defaults({"weights_only": True})  # no checkpoint is ever unpickled
         if subcommand == "test":
             parser.set_defaults({"verbose": False})  # `Report` prints the table
-        if subcommand == "fit":
-            text = "Go on with the newest run of this name, in its folder, if there is one; else begin."
-            parser.add_argument("--resume", action="store_true", help=text)
-            text = "Batches after which last.ckpt is written, beside once an epoch."
-            parser.add_argument("--save_every", type=PositiveInt | None, help=text)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -101,7 +101,13 @@ class CLI(LightningCLI):
         if path is not None and path not in ("best", "last", "hpc"):
             self.checkpoint = read_checkpoint(path)
             saved = {"model": model_config(self.checkpoint), "data": data_config(self.checkpoint)}
-            saved = {key: value for key, value in saved.items() if value is not None}
+            # other data than those of training have nothing of their arguments
+            mine = {key: name for key in CHOICES if (name := option(args, f"--{key}")) is not None}
+            saved = {
+                key: value
+                for key, value in saved.items()
+                if value is not None and mine.get(key, "").split(".")[-1] in ("", value["class_path"].split(".")[-1])
+            }
             args = [args[0], "--config", json.dumps(saved), *args[1:]]
         self.config = parser.parse_args(args[:1] + classes_first(args[1:]))
         config = self.config[self.config.subcommand]
@@ -121,9 +127,28 @@ class CLI(LightningCLI):
         path = newest_checkpoint(Path(config.trainer.default_root_dir) / config.name)
         if path is not None:
             self.checkpoint, config.ckpt_path = read_checkpoint(path), str(path)
+            self._require_same_data(config, path)
             self.version = int(path.parents[1].name.removeprefix("version_"))
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # as it should be
             rank_zero_info(f"going on from {path}, step {self.checkpoint['global_step']}")
+
+    def _require_same_data(self, config: Namespace, path: Path) -> None:
+        assert self.checkpoint is not None
+        before, now = data_config(self.checkpoint), config.data.as_dict()
+        if before is None:
+            return
+        classes = [path.split(".")[-1] for path in (before["class_path"], now["class_path"])]
+        changed = classes[:1] if classes[0] != classes[1] else []
+        changed += [
+            f"{key}={value}"
+            for key, value in before["init_args"].items()
+            if key in now["init_args"] and key not in FREE and plain(now["init_args"][key]) != plain(value)
+        ]
+        if changed:
+            raise ValueError(
+                f"the run of {path} was trained on other data ({', '.join(changed)}): give this one another --name, or "
+                "the same --data arguments"
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own version lets the checkpoint win over the command line."""
@@ -133,6 +158,9 @@ class CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if isinstance(self.model, GenerativeModel):
             self.model.require_fitting(self.datamodule)  # before a download
+        config = self.config[self.subcommand]
+        if self.subcommand != "fit" and (config.ckpt_path or config.model.init_args.get("init_from")) is None:
+            raise ValueError(f"to {self.subcommand} needs weights that were trained: name a --ckpt_path")
         if self.checkpoint is not None:
             require_same_shapes(self.model, self.checkpoint, self.config[self.subcommand].ckpt_path)
             require_same_meaning(self.model, self.checkpoint)
@@ -156,10 +184,14 @@ class CLI(LightningCLI):
             if getattr(self.datamodule, "val_size", None) == 0:
                 config.checkpoint.monitor = None  # nothing to choose by: the last epoch's is kept
             config.checkpoint.save_last = config.checkpoint.save_last or config.checkpoint.monitor is None
-        if config.trainer.logger is False or self.version is not None:
-            self.save_config_callback = None  # there is no folder of its own for it, or it is there
-        if config.trainer.logger is not False:
-            steps = 0 if self.version is None or self.checkpoint is None else self.checkpoint["global_step"]
+        if config.trainer.logger is False:
+            self.save_config_callback = None  # there is no folder of its own for it
+        else:
+            steps = 0
+            if self.version is not None and self.checkpoint is not None:
+                steps = self.checkpoint["global_step"]
+                # beside the first
+                self.save_config_kwargs = {"config_filename": f"config_from_step{steps}.yaml", "overwrite": True}
             kwargs["logger"] = [RunLogger(folder, name, self.version, steps), *as_list(config.trainer.logger)]
         plugins = as_list(config.trainer.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -168,6 +200,8 @@ class CLI(LightningCLI):
         callbacks: list[Callback] = as_list(config.trainer.callbacks)
         if config.trainer.callbacks != [] and not any(isinstance(c, PICTURES) for c in callbacks):  # []: none
             callbacks += [callback() for callback in default_pictures(self.model)]
+            if self.subcommand == "test" and isinstance(self.model, Translates):
+                callbacks += [TranslationScores()]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if config.trainer.enable_progress_bar is not False and not has_bar:
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]  # a refresh costs about a millisecond
@@ -190,6 +224,10 @@ def default_pictures(model: Any) -> list[Any]:
         return [TranslationGrid]
     pairs = ((Samples, SampleGrid), (Reconstructs, ReconstructionGrid))
     return [callback for protocol, callback in pairs if isinstance(model, protocol)]
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def as_list(value: Any) -> list[Any]:

@@ -6,6 +6,7 @@ from callbacks.disentanglement import Disentanglement
 from callbacks.ema import EMA
 from callbacks.fid import FID
 from callbacks.film import Film
+from callbacks.finetuning import Finetuning
 from callbacks.latent_interpolation import LatentInterpolation
 from callbacks.latent_manifold import LatentManifold
 from callbacks.latent_scatter import LatentScatter
@@ -32,6 +33,7 @@ __all__ = [
     "DenoisingFilm",
     "Disentanglement",
     "Film",
+    "Finetuning",
     "LatentInterpolation",
     "LatentManifold",
     "LatentScatter",

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from datamodules.files import DataError
@@ -59,6 +60,8 @@ class PairedFolder(PairedImages):
                 found[name] = pairs_in(root / name)
         if "train" not in found:
             pairs = pairs_in(root)
+            if len(pairs) < 3:
+                raise DataError(f"{root} has {len(pairs)} pairs: training, validation and test need one each")
             test, train = self.drawn(len(pairs), max(1, len(pairs) // 10))
             return {"train": [pairs[i] for i in train], "test": [pairs[i] for i in test]}
         if "test" not in found:
@@ -93,6 +96,7 @@ def pairs_in(folder: Path) -> list[Files]:
             f"{folder} has no pairs: put images of two halves side by side there, or folders A and B of images with "
             "the same names"
         )
+    rank_zero_info(f"{len(images)} pairs, the left and the right halves of the images in {folder}")
     return [(path,) for path in images]
 
 
@@ -109,7 +113,7 @@ def two_folders(a: Path, b: Path) -> list[Files]:
         missing = [f"{(named_a.get(name) or named_b[name])}" for name in alone[:10]]
         raise DataError(
             f"{len(alone)} images have no other half ({len(named_a)} in {a}, {len(named_b)} in {b}): "
-            f"{', '.join(missing)}{', ...' * (len(alone) > 10)}"
+            f"{', '.join(missing)}{', ...' * (len(alone) > 10)}: add the others, or remove these"
         )
     if not named_a:
         raise DataError(f"{a} and {b} have no images ({', '.join(sorted(SUFFIXES))})")

@@ -167,4 +167,4 @@ class PairedImages(ImageData):
 
     def describe_test(self) -> str:
         size = self.image_size
-        return f"test pairs of {self.name}, {size}x{size}, {self.direction.replace('_', ' ')}, {self.describe_pair()}"
+        return f"test pairs of {self.name}, {size}x{size}, {self.hparams['direction']}, {self.describe_pair()}"

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from datamodules.files import DataError
-from datamodules.image_cache import open_image
+from datamodules.image_cache import SUFFIXES, open_image
 from datamodules.paired_folder import images_in
 from lit_generative.images import from_uint8
 
@@ -42,7 +43,16 @@ class Pictures(LightningDataModule):
             raise DataError(f"there is no folder {self.folder}: name the folder of the images as data_dir")
         self.paths = images_in(self.folder)
         if not self.paths:
-            raise DataError(f"{self.folder} has no images")
+            raise DataError(f"{self.folder} has no images ({', '.join(sorted(SUFFIXES))})")
+        broken = []
+        for path in self.paths:
+            try:
+                with Image.open(path):  # its header; what is wrong further on is found when its turn comes
+                    pass
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                broken.append(path.name)
+        if broken:
+            raise DataError(f"{self.folder}: cannot be read: {', '.join(broken[:10])}: remove or replace them")
 
     def predict_dataloader(self) -> DataLoader:
         return DataLoader(_Files(self.paths), batch_size=1)

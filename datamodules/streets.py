@@ -120,6 +120,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.folder.exists():
+        parser.error(f"{args.folder} exists already: name another folder, or remove it")
     write(args.folder, args.layout, {"train": args.train, "val": args.val}, args.size, args.seed)
     print(f"{args.train} + {args.val} street scenes: {args.folder}")
 

@@ -102,7 +102,7 @@ def require_same_shapes(model: torch.nn.Module, checkpoint: dict[str, Any], path
     if differing:
         raise CheckpointError(
             f"{path} holds a {checkpoint['class_path'].split('.')[-1]} of another size ({differing[0]}; "
-            f"{len(differing)} weights differ): leave out the --model arguments that change the network"
+            f"{len(differing)} weights differ): leave out the --model arguments, or the recipe, that change the network"
         )
 
 

@@ -96,7 +96,7 @@ def require(model: object, protocol: type, user: object) -> None:
     if protocol is Samples and isinstance(model, Translates):
         raise TypeError(
             f"{type(user).__name__} draws samples of nothing but noise, and {type(model).__name__} translates images: "
-            "choose a callback of translations"
+            "choose TranslationGrid, TranslationScores or TranslationFID"
         )
     if not isinstance(model, protocol):
         methods = [name for name in (*vars(protocol), *protocol.__annotations__) if not name.startswith("_")]

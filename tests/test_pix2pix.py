@@ -187,7 +187,7 @@ def test_weights_start_as_in_the_paper():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"levels": 5}, "must be halved 5 times"),
+        ({"levels": 5}, "images of 16x16 pixels can be halved 4 times, not levels=5: set fewer"),
         ({"levels": 1}, "levels start at 2"),
         ({"patch": 70}, r"patches of 70 pixels do not fit images of 16x16: choose from \[1, 16, 34\]"),
         ({"patch": 50}, "patches are of 1, 16, 34, 70, 142, 286 pixels, not 50"),

@@ -121,6 +121,24 @@ def test_rows_of_lost_steps_and_torn_rows_are_dropped(tmp_path):
                               {"c": "6.0", "step": "5"}]  # fmt: skip
 
 
+def test_a_run_does_not_go_on_with_other_data(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
+    train.main(ARGS)
+    run = tmp_path / "runs" / "killed" / "version_0"
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(SystemExit, match=r"trained on other data \(val_size=16\): give this one another --name"):
+        train.main([*ARGS, "--data.val_size=20", "--trainer.max_epochs=4"])
+    with pytest.raises(SystemExit, match=r"trained on other data \(FashionMNIST"):
+        train.main([*ARGS, "--data=MNIST", "--trainer.max_epochs=4"])
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+    train.main([*ARGS, "--trainer.max_epochs=4"])
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
+    assert "max_epochs: 4" in (run / "config_from_step15.yaml").read_text()
+    assert "max_epochs: 3" in (run / "config.yaml").read_text()
+    train.main(["test", f"--config={run}/config.yaml", f"--ckpt_path={run}/checkpoints/best.ckpt"])  # fit's own
+
+
 def test_resuming_says_what_it_cannot(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="--resume finds the checkpoint in the run's folder: leave out --ckpt_path"):

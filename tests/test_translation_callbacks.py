@@ -206,5 +206,5 @@ def test_callbacks_of_samples_refuse_a_model_that_translates(callback, data, tmp
         def sample(self, n, c=None):
             return c
 
-    with pytest.raises(TypeError, match="choose a callback of translations"):
+    with pytest.raises(TypeError, match="choose TranslationGrid, TranslationScores or TranslationFID"):
         trainer(tmp_path, callbacks=[callback]).test(Both(), datamodule=data())

@@ -9,6 +9,7 @@ With a source image c, its target x, noise z (dropout) and logits l of every pat
 G minimises -log D(c, G(c, z)) instead, and D half of its loss, to slow it down (Section 3.3).
 """
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -68,11 +69,13 @@ class Pix2Pix(Adversarial):
     ) -> None:
         super().__init__(accumulate=accumulate, clip=clip)
         channels, h, w = image_shape
-        if levels < 2 or min(width, source_channels) < 1 or h % 2**levels or w % 2**levels:
+        if levels < 2 or min(width, source_channels) < 1:
             raise ValueError(
-                f"levels start at 2, and images of {h}x{w} pixels must be halved {levels} times; width "
-                f"{width} and source_channels {source_channels} start at 1"
+                f"levels start at 2, width and source_channels at 1; got {levels}, {width}, {source_channels}"
             )
+        if h % 2**levels or w % 2**levels:
+            most = math.gcd(h, w, 2**levels).bit_length() - 1
+            raise ValueError(f"images of {h}x{w} pixels can be halved {most} times, not levels={levels}: set fewer")
         if patch != 1 and patch not in PATCHES:
             raise ValueError(f"patches are of 1, {', '.join(map(str, PATCHES))} pixels, not {patch}")
         fitting = [1, *(p for p, halvings in PATCHES.items() if min(h, w) >= 3 * 2**halvings)]

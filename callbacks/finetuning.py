@@ -1,0 +1,94 @@
+"""Parts of a model that do not learn, or not yet, or at another rate."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class Finetuning(BaseFinetuning):
+    """Freeze sub-modules, let them learn from some epoch on, and give sub-modules learning rates of their own.
+
+    Patterns are shell's, of names of sub-modules: ``encoder``, ``denoiser.down*``. A frozen batch norm keeps its
+    statistics too.
+
+    Args:
+        freeze: Patterns of what does not learn.
+        unfreeze: Patterns of what begins to learn again, each with the epoch (from 0) at whose start it does.
+        lr_factors: Patterns, each with the factor of the learning rate there; of several that fit, the last counts.
+
+    Raises:
+        ValueError: A pattern fits nothing; or parts are to be freed in a run of several processes.
+    """
+
+    def __init__(
+        self,
+        freeze: Sequence[str] = (),
+        unfreeze: Mapping[str, int] | None = None,
+        lr_factors: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.patterns, self.unfreeze_at, self.lr_factors = tuple(freeze), dict(unfreeze or {}), dict(lr_factors or {})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        for pattern in (*self.patterns, *self.unfreeze_at, *self.lr_factors):
+            if not any(_named(pl_module, pattern)):
+                top = ", ".join(name for name, _ in pl_module.named_children())
+                raise ValueError(f"Finetuning: {type(pl_module).__name__} has no {pattern}; it begins with {top}")
+        if self.unfreeze_at and trainer.world_size > 1:
+            # DDP looks once at what learns, and would leave what is freed later to each process
+            raise ValueError("Finetuning: what is unfrozen later cannot be shared by processes: run in one")
+        super().setup(trainer, pl_module, stage)
+
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        for pattern in self.patterns:
+            self.freeze(list(_named(pl_module, pattern)), train_bn=False)
+
+    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
+        """Free what is due; the optimisers hold all parameters from the start, and pass by those without gradients."""
+        for pattern, start in self.unfreeze_at.items():
+            if epoch >= start:
+                self.make_trainable(list(_named(pl_module, pattern)))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        factors = {
+            id(p): factor
+            for pattern, factor in self.lr_factors.items()
+            for module in _named(pl_module, pattern)
+            for p in module.parameters()
+        }
+        for optimizer in trainer.optimizers if factors else ():
+            origins = _split(optimizer, factors)
+            for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
+                if getattr(scheduler, "optimizer", None) is optimizer:
+                    scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+                    if isinstance(scheduler, LambdaLR):
+                        scheduler.lr_lambdas = [scheduler.lr_lambdas[i] for i in origins]
+        super().on_fit_start(trainer, pl_module)
+
+
+def _named(model: nn.Module, pattern: str) -> Iterator[nn.Module]:
+    return (module for name, module in model.named_modules() if fnmatchcase(name, pattern))
+
+
+def _split(optimizer: Optimizer, factors: dict[int, float]) -> list[int]:
+    """Give parameters of every factor a group of their own; of each group the number of that which it came from."""
+    groups: list[dict[str, Any]] = []
+    origins = []
+    for i, group in enumerate(optimizer.param_groups):
+        parts: dict[float, list[Any]] = {}
+        for p in group["params"]:
+            parts.setdefault(factors.get(id(p), 1.0), []).append(p)
+        for factor, params in parts.items():
+            rates = {key: group[key] * factor for key in ("lr", "initial_lr") if key in group}
+            groups.append(group | rates | {"params": params})
+            origins.append(i)
+    optimizer.param_groups[:] = groups
+    return origins
