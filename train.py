@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import signal
 import sys
 import warnings
 from itertools import pairwise
@@ -16,11 +17,19 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import datamodules
 import lit_generative.models
-from callbacks import PredictionWriter, ReconstructionGrid, Report, SampleGrid, TranslationGrid, TranslationScores
+from callbacks import (
+    PredictionWriter,
+    ReconstructionGrid,
+    Report,
+    SampleGrid,
+    SaveOnSignal,
+    TranslationGrid,
+    TranslationScores,
+)
 from lit_generative.checkpoints import (
     CheckpointError,
     data_config,
@@ -37,6 +46,8 @@ from lit_generative.pretrained import export_programs
 from lit_generative.protocols import Reconstructs, Samples, Translates
 from lit_generative.randomness import forked_rng
 from lit_generative.runs import LastCheckpoint, RunLogger, WholeCheckpoints, newest_checkpoint
+from lit_generative.sampling import draw
+from lit_generative.train_log import NonFiniteError
 
 # Lightning 2.6 under torch >= 2.12, several times a run; nothing that its user could mend
 warnings.filterwarnings("ignore", ".*treespec, LeafSpec", FutureWarning)
@@ -205,7 +216,9 @@ class CLI(LightningCLI):
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if config.trainer.enable_progress_bar is not False and not has_bar:
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]  # a refresh costs about a millisecond
-        trainer = super().instantiate_trainer(callbacks=[*callbacks, PredictionWriter(), Report()], **kwargs)
+        trainer = super().instantiate_trainer(
+            callbacks=[*callbacks, PredictionWriter(), Report(), SaveOnSignal()], **kwargs
+        )
         if saves and config.checkpoint.monitor is not None:
             # behind the best, whose own save_last writes only when there is a better one
             trainer.callbacks.append(LastCheckpoint(config.checkpoint.dirpath))  # type: ignore[attr-defined]
@@ -323,7 +336,7 @@ def sample(
     with forked_rng(seed, device):
         labels = None if label is None else torch.full((n,), label, device=device)
         parts = torch.arange(n).split(batch_size)
-        x = torch.cat([model.sample(len(i), None if labels is None else labels[i], **chosen).cpu() for i in parts])
+        x = torch.cat([draw(model, len(i), None if labels is None else labels[i], **chosen).cpu() for i in parts])
     if target.suffix == ".png":
         save_png(grid(x), target)
     elif target.suffix == ".npz":
@@ -371,7 +384,12 @@ def main(args: list[str]) -> None:
         else:
             CLI(args)
             leave_together()
-    except (ArgumentError, CheckpointError, MisconfigurationException, OSError, TypeError, ValueError) as error:
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
+    except (
+        ArgumentError, CheckpointError, MisconfigurationException, NonFiniteError, OSError, TypeError, ValueError,
+        torch.OutOfMemoryError,
+    ) as error:  # fmt: skip
         if debug:
             raise
         sys.exit(f"error: {readable(error)} (--debug shows where)")

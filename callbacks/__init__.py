@@ -22,6 +22,8 @@ from callbacks.reconstruction_fid import ReconstructionFID
 from callbacks.reconstruction_grid import ReconstructionGrid
 from callbacks.report import Report
 from callbacks.sample_grid import SampleGrid
+from callbacks.save_on_signal import SaveOnSignal
+from callbacks.skip_non_finite import SkipNonFinite
 from callbacks.translation_fid import TranslationFID
 from callbacks.translation_grid import TranslationGrid
 from callbacks.translation_scores import TranslationScores
@@ -49,6 +51,8 @@ __all__ = [
     "ReconstructionGrid",
     "Report",
     "SampleGrid",
+    "SaveOnSignal",
+    "SkipNonFinite",
     "TranslationFID",
     "TranslationGrid",
     "TranslationScores",

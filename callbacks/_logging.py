@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
@@ -34,7 +35,11 @@ def log_image(trainer: Trainer, folder: Path | None, name: str, picture: Tensor)
     epoch, step = trainer.current_epoch, trainer.global_step
     if folder is None or not trainer.is_global_zero:
         return
-    save_png(picture, folder / "images" / f"{name}_{_when(trainer)}.png")
+    try:
+        save_png(picture, folder / "images" / f"{name}_{_when(trainer)}.png")
+    except OSError as error:  # a full disk costs a picture, and not the run
+        rank_zero_warn(f"the picture {name} could not be written: {error}")
+        return
     levels = to_uint8(picture)  # loggers would truncate floats, or take them for levels
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
@@ -56,7 +61,11 @@ def log_film(trainer: Trainer, folder: Path | None, name: str, pictures: list[Te
 def write_film(trainer: Trainer, path: Path, pictures: list[Image.Image], seconds: float) -> None:
     """Write an animated GIF of those pictures that have the size of the last, and show it where a logger can."""
     frames = [picture.convert("RGB").quantize(64) for picture in pictures if picture.size == pictures[-1].size]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
+    try:
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
+    except OSError as error:
+        rank_zero_warn(f"the film {path.name} could not be written: {error}")
+        return
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             name = path.stem.split("_epoch")[0]

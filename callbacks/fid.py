@@ -17,6 +17,7 @@ from lit_generative.images import to_uint8
 from lit_generative.metrics import Gaussian, density_coverage, frechet_distance, kernel_distance, precision_recall
 from lit_generative.protocols import Samples, require
 from lit_generative.randomness import forked_rng, mixed_seed
+from lit_generative.sampling import draw
 from lit_generative.statistics import cache_folder, read_statistics
 
 DENSITY_K = 5  # neighbours, of density and coverage; precision and recall take 3
@@ -171,7 +172,7 @@ class FID(FirstBatch):
             first = i * self.batch_size
             with forked_rng(mixed_seed(self.seed, i), pl_module.device):
                 start = time.perf_counter()
-                x = pl_module.sample(min(self.batch_size, self.num_samples - first))
+                x = draw(pl_module, min(self.batch_size, self.num_samples - first))
                 self._broken += int((~x.isfinite()).flatten(1).any(1).sum())  # waits for the device
                 seconds += time.perf_counter() - start
             self._fake.add(to_uint8(x), first)

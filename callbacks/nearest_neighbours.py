@@ -9,6 +9,7 @@ from torch import Tensor
 from callbacks._picture import Picture
 from lit_generative.images import from_uint8, grid, to_uint8
 from lit_generative.protocols import Samples
+from lit_generative.sampling import draw
 
 
 class NearestNeighbours(Picture):
@@ -37,7 +38,7 @@ class NearestNeighbours(Picture):
             raise ValueError(f"NearestNeighbours: k = {self.k}, but there are {len(self.images)} training images")
 
     def draw(self, model: Any, batch: Any) -> Tensor:
-        x = to_uint8(model.sample(self.n)).cpu()
+        x = to_uint8(draw(model, self.n)).cpu()
         rows = [torch.cat([sample[None], self.images[self._nearest(sample)]]) for sample in x]
         return grid(from_uint8(torch.cat(rows)), 1 + self.k)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from callbacks._picture import Picture
 from lit_generative.images import grid
 from lit_generative.protocols import Samples
+from lit_generative.sampling import draw
 
 
 class SampleGrid(Picture):
@@ -21,4 +22,4 @@ class SampleGrid(Picture):
         self.n, self.columns = n, columns
 
     def draw(self, model: Any, batch: Any) -> Tensor:
-        return grid(model.sample(self.n), self.columns)
+        return grid(draw(model, self.n), self.columns)

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision import datasets
-from torchvision.datasets.utils import download_and_extract_archive
+from torchvision.datasets.utils import download_url
 
 from datamodules.base import ImageData, Split
-from datamodules.files import DataError, read_bytes
+from datamodules.files import DataError, read_bytes, unpack
 
 ORIGINAL = datasets.CIFAR10
 
@@ -58,7 +58,8 @@ class CIFAR10(ImageData):
 
     def fetch(self, root: Path) -> None:
         # not torchvision's class, which would unpickle what it fetched
-        download_and_extract_archive(ORIGINAL.url, str(root), filename=ORIGINAL.filename, md5=ORIGINAL.tgz_md5)
+        download_url(ORIGINAL.url, str(root), filename=ORIGINAL.filename, md5=ORIGINAL.tgz_md5)
+        unpack(root / ORIGINAL.filename, root)
 
     def read(self, paths: list[Path], split: Split) -> tuple[Tensor, Tensor]:
         batches = [self._read_batch(path, name) for path, name in zip(paths, self.files[split], strict=True)]

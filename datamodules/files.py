@@ -3,6 +3,7 @@
 import gzip
 import os
 import socket
+import tarfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,6 +38,19 @@ def find(folder: Path, names: Iterable[str]) -> dict[str, Path]:
         return {name: path for name, path in paths if path.exists()}
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror}): check its permissions") from error
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar archive, none of whose members or links may leave ``folder``.
+
+    Raises:
+        DataError: One of them would, or the archive is damaged.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DataError(f"{archive} was not unpacked: {error}") from error
 
 
 def download(fetch: Callable[[Path], None], root: Path, folder: Path, names: Iterable[str]) -> None:

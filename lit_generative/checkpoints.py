@@ -122,7 +122,15 @@ def load_model(path: str | Path) -> LightningModule:
     """Rebuild the model that a checkpoint holds, with its weights, in eval mode on the CPU."""
     checkpoint = read_checkpoint(path)
     config = model_config(checkpoint)
-    model = find_class(config["class_path"], LightningModule)(**config["init_args"])
+    cls = find_class(config["class_path"], LightningModule)
+    try:
+        model = cls(**config["init_args"])
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path} says of its {cls.__name__} what this version does not understand ({error})"
+        ) from error
     require_same_shapes(model, checkpoint, path)
     model.load_state_dict(checkpoint["state_dict"])
     return model.eval()

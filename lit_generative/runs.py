@@ -143,13 +143,12 @@ def newest_checkpoint(runs: Path) -> Path | None:
     """
     versions = sorted(runs.glob("version_*"), key=lambda p: int(p.name.split("_")[1]), reverse=True)
     for version in versions:
-        paths = (version / "checkpoints").glob("*.ckpt")
-        # of one moment, the last rather than the best
-        for path in sorted(paths, key=lambda p: (p.stat().st_mtime, p.name), reverse=True):
+        steps: dict[Path, int] = {}  # times of files would trust the clock
+        for path in sorted((version / "checkpoints").glob("*.ckpt")):
             try:
-                read_checkpoint(path)
+                steps[path] = read_checkpoint(path)["global_step"]
             except CheckpointError as error:
                 rank_zero_warn(f"{error}: passed over")
-            else:
-                return path
+        if steps:  # of one step, the last rather than the best
+            return max(steps, key=lambda path: (steps[path], path.name))
     return None

@@ -11,12 +11,17 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 
+class NonFiniteError(ArithmeticError):
+    """A loss, or one of its terms, is NaN or infinite; the message names the step, the term and what to do."""
+
+
 class TrainLog(LightningModule):
     """Training steps hand their numbers to `accumulate`; their means are logged when a line is written.
 
     `self.log` costs 0.3 to 0.7 ms a value and step, written or not (benchmarks/overhead.py); this, one small addition.
     """
 
+    stops_at_non_finite = True
     _sums: Mapping[tuple[str, ...], list[Any]] = MappingProxyType({})  # names: sums of values, number of steps
     _images: int = 0
     _logged_step: int = 0
@@ -27,6 +32,8 @@ class TrainLog(LightningModule):
         May be called several times a step, with other names; ``images`` are those of the step that were not counted.
         """
         values = torch.stack([v.detach().float() for v in metrics.values()])
+        if values.device.type == "cpu":  # other devices are looked at when a line is written: asking waits for them
+            self._require_finite(tuple(metrics), values)
         group = self._sums.get(tuple(metrics))
         if group is None:
             self._sums = {**self._sums, tuple(metrics): [values, 1]}
@@ -34,6 +41,16 @@ class TrainLog(LightningModule):
             group[0] += values
             group[1] += 1
         self._images += images
+
+    def _require_finite(self, names: tuple[str, ...], values: Tensor) -> None:
+        if self.stops_at_non_finite and not values.isfinite().all():
+            terms = [f"{name} is {value}" for name, value in zip(names, values.tolist(), strict=True)]
+            wrong = [term for term in terms if term.endswith((" nan", "inf"))]
+            kept: Any = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none yet"
+            raise NonFiniteError(
+                f"step {self.trainer.global_step}: {', '.join(wrong)}. The last checkpoint: {kept}. Lower the learning "
+                "rate, clip gradients, or leave such steps out with the callback SkipNonFinite"
+            )
 
     def on_train_epoch_start(self) -> None:
         self._clock, self._images = time.perf_counter(), 0
@@ -58,6 +75,7 @@ class TrainLog(LightningModule):
         """The means of what was accumulated, which begins anew."""
         means: dict[str, Tensor] = {}
         for names, (sums, steps) in self._sums.items():
+            self._require_finite(names, sums)
             means |= {f"train/{name}": mean for name, mean in zip(names, sums / steps, strict=True)}
         self._sums = {}
         return means
@@ -66,6 +84,8 @@ class TrainLog(LightningModule):
 
     def log_begun(self) -> dict[str, Any]:
         """What a checkpoint keeps of the line that is not written yet."""
+        for names, (values, _) in self._sums.items():
+            self._require_finite(names, values)  # no checkpoint of what is spoilt
         sums = [[list(names), values.clone(), steps] for names, (values, steps) in self._sums.items()]
         return {"sums": sums, "logged_step": self._logged_step}
 

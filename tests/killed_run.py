@@ -1,4 +1,7 @@
-"""``python killed_run.py MOMENT N ARGS...``: ``train.py ARGS``, which gets SIGKILL the N-th time that MOMENT comes."""
+"""``python killed_run.py MOMENT N ARGS...``: ``train.py ARGS``, which gets SIGKILL the N-th time that MOMENT comes.
+
+SIGTERM and SIGUSR1 are moments too: these signals, in the N-th batch; and ``rank``: a batch of the second process.
+"""
 
 import io
 import os
@@ -12,7 +15,7 @@ from lit_generative.models.vae import VAE
 from lit_generative.runs import RunLogger
 
 
-def killed(call, n, before=lambda *args: None):
+def killed(call, n, before=lambda *args: None, number=signal.SIGKILL):
     """``call``, the n-th of which does only what ``before`` does of it."""
     count = 0
 
@@ -21,7 +24,7 @@ def killed(call, n, before=lambda *args: None):
         count += 1
         if count == n:
             before(*args)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return call(*args, **kwargs)
 
     return wrapper
@@ -44,4 +47,10 @@ elif moment == "batch":
     VAE.training_step = killed(VAE.training_step, n)
 elif moment == "validation":
     VAE.validation_step = killed(VAE.validation_step, n)
+elif moment == "rank":
+    # one of two processes, when the job runs for the first time
+    if os.environ.get("LOCAL_RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        VAE.training_step = killed(VAE.training_step, n)
+elif moment.startswith("SIG"):
+    VAE.training_step = killed(VAE.training_step, n, number=getattr(signal, moment))
 train.main(sys.argv[3:])

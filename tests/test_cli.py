@@ -199,6 +199,18 @@ def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
     run("test", f"--ckpt_path={checkpoint}", "--trainer.limit_test_batches=2")
 
 
+@pytest.mark.parametrize("fragment", sorted((ROOT / "configs" / "trainer").glob("*.yaml")), ids=lambda path: path.stem)
+def test_fragments_go_with_any_recipe(fragment, run, capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        run("fit", f"--config={ROOT}/configs/vae_mnist.yaml", f"--config={fragment}", "--print_config")
+    printed, wanted = (
+        yaml.safe_load(capsys.readouterr().out)["trainer"],
+        yaml.safe_load(fragment.read_text())["trainer"],
+    )
+    wanted.pop("accelerator", None)  # of the tests
+    assert all(printed[key] == value or value["class_path"] in str(printed[key]) for key, value in wanted.items())
+
+
 @pytest.mark.parametrize("fragment", ["wandb", "tensorboard"])
 def test_loggers_are_added_and_two_runs_do_not_collide(fragment, run, tmp_path, monkeypatch):
     pytest.importorskip(fragment)

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from test_runs import ARGS
 from torch.testing import assert_close
 
 TESTS = Path(__file__).parent
@@ -47,3 +50,30 @@ def test_normalisations_start_and_run_over_all_processes(norm, tmp_path):
         run_script("flow_processes.py", tmp_path, processes, norm, tmp_path / f"{processes}.pt")
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
     assert_close(two, one, atol=2e-4, rtol=1e-3)
+
+
+def start(data_dir, folder, *launcher):
+    """A run of two processes whose second is killed in its third batch, the first time."""
+    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1",
+                                "LIT_GENERATIVE_DATA": str(data_dir)}  # fmt: skip
+    processes = ["--data.batch_size=8", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [sys.executable, *launcher, TESTS / "killed_run.py", "rank", "3", *ARGS, *processes]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_job_with_its_reason(data_dir, tmp_path):
+    begun = time.monotonic()
+    done = start(data_dir, tmp_path)
+    assert done.returncode != 0 and time.monotonic() - begun < 60 + 30  # beside the time to start
+    assert re.search(r"terminated with code -9|Connection (closed|reset) by peer", done.stderr), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_job_again_from_its_last_checkpoint(data_dir, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--max_restarts=1", "--standalone"]
+    done = start(data_dir, tmp_path, *torchrun)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "going on from runs/killed/version_0/checkpoints/last.ckpt, step 2" in done.stderr
+    (run,) = (tmp_path / "runs" / "killed").iterdir()
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 15

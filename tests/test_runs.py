@@ -22,10 +22,10 @@ ARGS = ["fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--
 AVERAGED = "--trainer.callbacks=" + '[{"class_path": "callbacks.EMA", "init_args": {"networks": ["decoder"]}}]'
 
 
-def attempt(folder, data_dir, moment, n):
+def attempt(folder, data_dir, moment, n, *more):
     environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1",
                                 "LIT_GENERATIVE_DATA": str(data_dir)}  # fmt: skip
-    command = [sys.executable, TESTS / "killed_run.py", moment, str(n), *ARGS, AVERAGED]
+    command = [sys.executable, TESTS / "killed_run.py", moment, str(n), *ARGS, AVERAGED, *more]
     folder.mkdir(exist_ok=True)
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 

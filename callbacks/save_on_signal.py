@@ -1,0 +1,50 @@
+"""Runs that are asked to end, or to save."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+class SaveOnSignal(Callback):
+    """Write ``last.ckpt`` on SIGTERM, which then ends the run, and on SIGUSR1, with which it goes on.
+
+    Between two batches, so that nothing is half done. Several processes may get a signal in different batches, where
+    none can wait for another: they keep their last checkpoint. SLURM's own environment handles SIGUSR1 by itself.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._asked = False
+        self._before: Any = None
+        if hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+            self._before = signal.signal(signal.SIGUSR1, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self._asked = True
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if self._asked:
+            self._asked = False
+            self._save(trainer, "SIGUSR1")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer, "SIGTERM")
+        self.on_train_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if getattr(self, "_before", None) is not None:
+            signal.signal(signal.SIGUSR1, self._before)
+            self._before = None
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        keeper: Any = trainer.checkpoint_callback
+        if trainer.world_size > 1 or keeper is None or keeper.dirpath is None:
+            rank_zero_info(f"{name}: no checkpoint is written in a run of several processes or without checkpoints")
+            return
+        path = Path(keeper.dirpath) / "last.ckpt"
+        trainer.save_checkpoint(path)
+        rank_zero_info(f"{name}: saved {path}, step {trainer.global_step}")

@@ -1,0 +1,57 @@
+"""Going on where a step's gradients are no numbers."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+
+from lit_generative.train_log import NonFiniteError
+
+
+class SkipNonFinite(Callback):
+    """Leave out steps whose gradients hold NaN or infinite values, and count them, instead of stopping the run.
+
+    Asking for it costs a wait for the device in every step. ``train/skipped_steps`` is logged; lines of the curves that
+    hold such a step's loss are NaN.
+
+    Args:
+        at_most: Steps in a row; with one more the run stops.
+    """
+
+    def __init__(self, at_most: int = 10) -> None:
+        if at_most < 1:
+            raise ValueError(f"SkipNonFinite: at_most starts at 1, got {at_most}")
+        self.at_most, self.skipped, self._in_a_row = at_most, 0, 0
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        pl_module.stops_at_non_finite = False
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        pl_module.stops_at_non_finite = True
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms = torch._foreach_norm([p.grad for p in learning])  # of what processes have summed: all see the same
+        if not learning or bool(torch.stack(norms).isfinite().all()):
+            self._in_a_row = 0
+            return
+        self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+        if self._in_a_row > self.at_most:
+            raise NonFiniteError(
+                f"gradients were no numbers in {self._in_a_row} steps in a row, to {trainer.global_step}"
+            )
+        rank_zero_warn(f"step {trainer.global_step}: gradients are no numbers; it is left out ({self.skipped} so far)")
+        for p in learning:
+            p.grad = None  # which optimisers pass by
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if self.skipped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log("train/skipped_steps", float(self.skipped))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.skipped = state_dict["skipped"]

@@ -1,0 +1,334 @@
+"""What goes wrong in runs, and files that mean harm: one clear line, or recovery. docs/reliability.md lists them."""
+
+import io
+import os
+import pickle
+import random
+import shutil
+import signal
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stubs import trainer
+from test_runs import ARGS, attempt
+
+import train
+from callbacks import SampleGrid, SkipNonFinite, _logging
+from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder
+from datamodules.files import unpack
+from lit_generative.checkpoints import CheckpointError, load_model
+from lit_generative.models.vae import VAE
+from lit_generative.sampling import draw
+from lit_generative.statistics import read_statistics
+from lit_generative.train_log import NonFiniteError
+
+
+@pytest.fixture
+def data(data_dir):
+    return FashionMNIST(str(data_dir), batch_size=16, val_size=16)
+
+
+class Spoilt(VAE):
+    """A VAE whose loss is NaN in some of its steps."""
+
+    spoilt = ()
+
+    def objective(self, x):
+        terms = super().objective(x)
+        if self.training and self.trainer.global_step in self.spoilt:
+            terms["kl"] = terms["kl"] * float("nan")
+            terms["loss"] = terms["loss"] + terms["kl"]
+        return terms
+
+
+def spoilt(*steps):
+    model = Spoilt(hidden=(8,), latent=2)
+    model.spoilt = steps
+    return model
+
+
+# -- losses ----------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_anything(data, tmp_path):
+    model = spoilt(3)
+    with pytest.raises(NonFiniteError, match=r"step 3: loss is nan, kl is nan\. The last checkpoint: none yet\. Lower"):
+        trainer(tmp_path, max_epochs=1, logger=False).fit(model, datamodule=data)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_such_steps_can_be_left_out(data, tmp_path):
+    model, skip = spoilt(1, 2), SkipNonFinite(at_most=2)
+    fit = trainer(tmp_path, callbacks=[skip], max_epochs=1, logger=False, log_every_n_steps=5)
+    with pytest.warns(UserWarning, match="gradients are no numbers; it is left out"):
+        fit.fit(model, datamodule=data)
+    assert skip.skipped == 2 and fit.logged_metrics["train/skipped_steps"] == 2
+    assert all(p.isfinite().all() for p in model.parameters()) and model.stops_at_non_finite
+    with pytest.warns(UserWarning), pytest.raises(NonFiniteError, match="no numbers in 3 steps in a row, to 3"):
+        fit = trainer(tmp_path, callbacks=[SkipNonFinite(at_most=2)], max_epochs=1, logger=False)
+        fit.fit(spoilt(1, 2, 3), datamodule=data)
+
+
+# -- memory and disks ------------------------------------------------------------------------------
+
+
+def test_samples_that_do_not_fit_are_drawn_in_halves():
+    sizes = []
+
+    class Large:
+        def sample(self, n, c=None, scale=1.0):
+            if n > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            sizes.append(n)
+            return scale * (torch.zeros(n) if c is None else c)
+
+    with pytest.warns(UserWarning, match="no memory for 6 samples at a time: going on with 3"):
+        x = draw(Large(), 6, torch.arange(6.0), scale=2.0)
+    assert x.tolist() == [2.0 * i for i in range(6)] and sizes == [3, 3]
+    with pytest.raises(torch.OutOfMemoryError):
+        draw(type("None", (), {"sample": lambda self, n, c: Large.sample(self, 9)})(), 1)
+
+
+def test_a_full_disk_costs_a_picture_and_not_the_run(data, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_logging, "save_png", full)
+    model = VAE(hidden=(8,), latent=2)
+    with pytest.warns(UserWarning, match="the picture samples could not be written: .*No space left"):
+        trainer(tmp_path, callbacks=[SampleGrid(n=4)], max_epochs=1).fit(model, datamodule=data)
+
+
+def test_a_folder_that_vanishes_is_made_again(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
+    step = VAE.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step == 6:
+            shutil.rmtree(tmp_path / "runs")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(VAE, "training_step", training_step)
+    train.main(ARGS)
+    run = tmp_path / "runs" / "killed" / "version_0"
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 15
+    assert (run / "metrics.csv").read_text().count("\n") > 3
+
+
+def test_a_run_that_can_write_nowhere_does_not_start(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
+    (tmp_path / "runs").write_text("a file")
+    monkeypatch.setattr(VAE, "training_step", lambda *_: pytest.fail("it started"))
+    with pytest.raises(SystemExit, match=r"error: .*(Not a directory|File exists).*runs"):
+        train.main(ARGS)
+    assert (tmp_path / "runs").read_text() == "a file"
+
+
+# -- signals and clocks ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_signals_leave_a_checkpoint(data_dir, tmp_path):
+    done = attempt(tmp_path / "a", data_dir, "SIGTERM", 3, "--save_every=100")
+    last = Path("runs", "killed", "version_0", "checkpoints", "last.ckpt")
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "SIGTERM: saved" in done.stderr and "Traceback" not in done.stderr
+    assert torch.load(tmp_path / "a" / last, weights_only=True)["global_step"] == 3
+    done = attempt(tmp_path / "a", data_dir, "SIGUSR1", 2, "--save_every=100")
+    assert done.returncode == 0 and "SIGUSR1: saved" in done.stderr and "step 5" in done.stderr, done.stderr
+    assert torch.load(tmp_path / "a" / last, weights_only=True)["global_step"] == 15
+
+
+def test_a_clock_that_jumps_back_changes_nothing(data, tmp_path, monkeypatch):
+    hours = iter(range(10**6, 0, -1))
+    monkeypatch.setattr(time, "time", lambda: 3600.0 * next(hours))
+    model = VAE(hidden=(8,), latent=2)
+    trainer(tmp_path, max_epochs=1, limit_val_batches=1).fit(model, datamodule=data)
+    assert 0 < model.training_seconds < 600
+
+
+# -- damaged files ---------------------------------------------------------------------------------
+
+
+def mutations(content, n=200):
+    """The same file with a flipped bit, cut off, with a lost, a doubled or an overwritten piece."""
+    chance = random.Random(0)
+    for i in range(n):
+        changed, at = bytearray(content), chance.randrange(len(content))
+        size = chance.randrange(1, 1 + min(40, len(content) - at))
+        if i % 5 == 0:
+            changed[at] ^= 1 << chance.randrange(8)
+        elif i % 5 == 1:
+            del changed[at:]
+        elif i % 5 == 2:
+            del changed[at : at + size]
+        elif i % 5 == 3:
+            changed[at:at] = changed[at : at + size]
+        else:
+            changed[at : at + size] = chance.randbytes(size)
+        yield bytes(changed)
+
+
+def test_damaged_data_files_are_named_or_read(data_dir, tmp_path):
+    shutil.copytree(data_dir / "FashionMNIST", tmp_path / "FashionMNIST")
+    (path, *_) = sorted((tmp_path / "FashionMNIST" / "raw").glob("train-images*"))
+    refused = 0
+    for content in mutations(path.read_bytes()):
+        path.write_bytes(content)
+        try:
+            FashionMNIST(str(tmp_path), val_size=16, download=False).setup("fit")
+        except DataError as error:
+            assert path.name in str(error)
+            refused += 1
+    assert refused > 100  # what remains are other levels of pixels
+
+
+def test_damaged_pictures_are_named_or_read(tmp_path):
+    from PIL import Image
+
+    folder, levels = tmp_path / "pictures", np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    folder.mkdir()
+    for name in ("a", "b", "c", "broken"):
+        Image.fromarray(levels).save(folder / f"{name}.png")
+    refused = 0
+    for content in mutations((folder / "broken.png").read_bytes()):
+        (folder / "broken.png").write_bytes(content)
+        try:
+            ImageFolder(str(folder), 16, test_size=1, val_size=1, cache_dir=str(tmp_path / "cache")).prepare_data()
+        except DataError as error:
+            assert "broken.png" in str(error)
+            refused += 1
+    assert refused > 50
+
+
+def test_damaged_checkpoints_are_named_and_never_half_believed(tmp_path):
+    model = VAE(hidden=(8,), latent=2)
+    path = tmp_path / "a.ckpt"
+    checkpoint = {"class_path": f"{VAE.__module__}.VAE", "state_dict": model.state_dict(), "global_step": 0}
+    torch.save(checkpoint | {"hyper_parameters": dict(model.hparams)}, path)
+    content, refused = path.read_bytes(), 0
+    for changed in mutations(content):
+        path.write_bytes(changed)
+        try:
+            again = load_model(path)
+        except CheckpointError as error:
+            assert "a.ckpt" in str(error) or "the checkpoint asks for" in str(error)
+            refused += 1
+        else:  # what changed is padding, or between the parts
+            assert all(torch.equal(v, model.state_dict()[name]) for name, v in again.state_dict().items())
+    assert refused > 150
+
+
+def test_a_checkpoint_of_another_version_says_so(tmp_path):
+    path, model = tmp_path / "a.ckpt", VAE(hidden=(8,), latent=2)
+    arguments = {"hyper_parameters": dict(model.hparams) | {"hidden": "wide"}}
+    torch.save({"class_path": f"{VAE.__module__}.VAE", "state_dict": model.state_dict()} | arguments, path)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt says of its VAE what this version does not understand"):
+        load_model(path)
+    torch.save({"class_path": "lit_generative.models.vae.NewVAE", "state_dict": {}}, path)
+    with pytest.raises(CheckpointError, match=r"asks for the class lit_generative\.models\.vae\.NewVAE"):
+        load_model(path)
+
+
+def test_damaged_recipes_end_in_a_line_or_run(data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
+    monkeypatch.setattr(train.CLI, "_run_subcommand", lambda self, subcommand: None)
+    recipe = (Path(train.__file__).parent / "configs" / "vae_mnist.yaml").read_bytes()
+    ended = 0
+    for i, content in enumerate(mutations(recipe)):
+        path = tmp_path / f"{i}.yaml"
+        path.write_bytes(content)
+        try:
+            train.main(["fit", f"--config={path}", "--trainer.accelerator=cpu"])
+        except SystemExit as error:
+            assert error.code is not None and str(error.code).startswith("error: ") and str(error.code).count("\n") == 0
+            ended += 1
+    assert ended > 60 and "Traceback" not in capsys.readouterr().err
+
+
+# -- files that mean harm --------------------------------------------------------------------------
+
+
+class Harm:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_nothing_is_executed(tmp_path, monkeypatch):
+    marker = tmp_path / "executed"
+    harm = pickle.dumps(Harm(marker), protocol=2)
+    plain = tmp_path / "plain.ckpt"
+    plain.write_bytes(harm)
+    torch.save({"state_dict": {}, "class_path": "a", "callbacks": Harm(marker)}, tmp_path / "torch.ckpt")
+    for path in (plain, tmp_path / "torch.ckpt"):
+        with pytest.raises(CheckpointError, match=path.name):
+            load_model(path)
+        with pytest.raises(CheckpointError, match=path.name):
+            VAE(hidden=(8,), latent=2, init_from=str(path))
+    statistics = tmp_path / "statistics.npz"
+    np.savez(statistics, mu=np.array([Harm(marker)], dtype=object), sigma=np.zeros(1), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"statistics\.npz"):
+        read_statistics(statistics, extractor="any")
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for names in CIFAR10.files.values():
+        for name in names:
+            (folder / name).write_bytes(harm)
+    with pytest.raises(DataError, match="data_batch_1 has MD5"):
+        CIFAR10(str(tmp_path)).setup("fit")
+    assert not marker.exists()
+
+
+def test_a_cache_of_images_executes_nothing(tmp_path):
+    from PIL import Image
+
+    marker, folder, cache = tmp_path / "executed", tmp_path / "pictures", tmp_path / "cache"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (16, 16)).save(folder / f"{i}.png")
+    data = lambda: ImageFolder(str(folder), 16, test_size=1, val_size=1, cache_dir=str(cache))  # noqa: E731
+    data().prepare_data()
+    (cached,) = cache.glob("*.npy")
+    size = cached.stat().st_size
+    with cached.open("wb") as file:
+        np.save(file, np.array([Harm(marker)], dtype=object), allow_pickle=True)
+        file.write(bytes(size - file.tell()))
+    with pytest.raises(DataError, match=r"\.npy is damaged .*: delete it, it will be made anew"):
+        data().prepare_data()
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind", ["up", "absolute", "link"])
+def test_archives_stay_in_their_folder(kind, tmp_path):
+    (inside := tmp_path / "inside").mkdir()
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        member = tarfile.TarInfo({"up": "../evil", "absolute": str(tmp_path / "evil"), "link": "link"}[kind])
+        if kind == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, "../.."
+        member.size = 0 if kind == "link" else 4
+        tar.addfile(member, None if kind == "link" else io.BytesIO(b"evil"))
+    if kind == "absolute":  # taken for a path inside
+        unpack(tmp_path / "a.tar", inside)
+    else:
+        with pytest.raises(DataError, match=r"a\.tar was not unpacked"):
+            unpack(tmp_path / "a.tar", inside)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_damaged_zip_is_no_checkpoint(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as file:
+        file.writestr("../evil", "evil")
+    with pytest.raises(CheckpointError, match=r"a\.ckpt is damaged or no checkpoint"):
+        load_model(tmp_path / "a.ckpt")
+    assert not (tmp_path.parent / "evil").exists()
