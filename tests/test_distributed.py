@@ -77,3 +77,22 @@ def test_torchrun_starts_the_job_again_from_its_last_checkpoint(data_dir, tmp_pa
     assert "going on from runs/killed/version_0/checkpoints/last.ckpt, step 2" in done.stderr
     (run,) = (tmp_path / "runs" / "killed").iterdir()
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 15
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path):
+    """Every model without batch norm and a game; of games see test_adversarial.py."""
+
+    def curves(*launcher):
+        environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *launcher, TESTS / "one_or_two.py"]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path, env=environment)
+        assert run.returncode == 0, run.stderr[-3000:]
+        (line,) = [line for line in run.stdout.splitlines() if line.startswith("curves: ")]
+        return json.loads(line.removeprefix("curves: "))
+
+    one, two = curves(), curves("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    assert len(one) == 8 and one.keys() == two.keys()
+    for name, losses in one.items():
+        # Adam's first steps go by the sign of a gradient, be it one of rounding errors
+        assert len(losses) == 6 and two[name] == pytest.approx(losses, rel=5e-3 if "Latent" in name else 1e-4), name
