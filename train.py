@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import signal
 import sys
 import warnings
@@ -15,8 +16,9 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import datamodules
@@ -29,6 +31,7 @@ from callbacks import (
     SaveOnSignal,
     TranslationGrid,
     TranslationScores,
+    WandbRecord,
 )
 from lit_generative.checkpoints import (
     CheckpointError,
@@ -139,6 +142,9 @@ class CLI(LightningCLI):
         if path is not None:
             self.checkpoint, config.ckpt_path = read_checkpoint(path), str(path)
             self._require_same_data(config, path)
+            for logger in as_list(config.trainer.logger):
+                if getattr(logger, "class_path", "").endswith("WandbLogger") and "wandb_id" in self.checkpoint:
+                    logger.init_args.id = self.checkpoint["wandb_id"]  # Lightning goes on with a run of that name
             self.version = int(path.parents[1].name.removeprefix("version_"))
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # as it should be
             rank_zero_info(f"going on from {path}, step {self.checkpoint['global_step']}")
@@ -203,7 +209,11 @@ class CLI(LightningCLI):
                 steps = self.checkpoint["global_step"]
                 # beside the first
                 self.save_config_kwargs = {"config_filename": f"config_from_step{steps}.yaml", "overwrite": True}
-            kwargs["logger"] = [RunLogger(folder, name, self.version, steps), *as_list(config.trainer.logger)]
+            others = as_list(config.trainer.logger)
+            kwargs["logger"] = [RunLogger(folder, name, self.version, steps), *others]
+            for logger in others:
+                if isinstance(logger, WandbLogger):
+                    start_wandb(logger)
         plugins = as_list(config.trainer.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(WholeCheckpoints())
@@ -217,7 +227,7 @@ class CLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False and not has_bar:
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]  # a refresh costs about a millisecond
         trainer = super().instantiate_trainer(
-            callbacks=[*callbacks, PredictionWriter(), Report(), SaveOnSignal()], **kwargs
+            callbacks=[*callbacks, PredictionWriter(), Report(), SaveOnSignal(), WandbRecord()], **kwargs
         )
         if saves and config.checkpoint.monitor is not None:
             # behind the best, whose own save_last writes only when there is a better one
@@ -237,6 +247,18 @@ def default_pictures(model: Any) -> list[Any]:
         return [TranslationGrid]
     pairs = ((Samples, SampleGrid), (Reconstructs, ReconstructionGrid))
     return [callback for protocol, callback in pairs if isinstance(model, protocol)]
+
+
+def start_wandb(logger: WandbLogger) -> None:
+    """Begin the W&B run; without its server, one on the disk, which `wandb sync` uploads later."""
+    import wandb
+
+    try:
+        logger.experiment  # noqa: B018  (begins it)
+    except wandb.Error as error:
+        rank_zero_warn(f"W&B cannot be reached ({error}): the run is recorded offline, for `wandb sync`")
+        os.environ["WANDB_MODE"] = "offline"
+        logger.experiment  # noqa: B018
 
 
 def plain(value: Any) -> Any:

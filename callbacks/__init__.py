@@ -27,6 +27,7 @@ from callbacks.skip_non_finite import SkipNonFinite
 from callbacks.translation_fid import TranslationFID
 from callbacks.translation_grid import TranslationGrid
 from callbacks.translation_scores import TranslationScores
+from callbacks.wandb_record import WandbRecord
 
 __all__ = [
     "EMA",
@@ -56,4 +57,5 @@ __all__ = [
     "TranslationFID",
     "TranslationGrid",
     "TranslationScores",
+    "WandbRecord",
 ]

@@ -10,8 +10,8 @@ class FirstBatch(Callback):
     """Look at the model after the first batch of a validation that is due, and of a test.
 
     Weights are touched in batch hooks only: averaged weights are swapped in before and out after them. All ranks look.
-    ``every_n_epochs`` counts as the Trainer's ``check_val_every_n_epoch`` does, and the last epoch is one of them; 0:
-    in test only. With ``every_batch`` all batches are looked at.
+    ``every_n_epochs`` counts as the Trainer's ``check_val_every_n_epoch`` does; 0: in test only. With ``every_batch``
+    all batches are looked at.
     """
 
     every_n_epochs: int = 1
@@ -24,9 +24,7 @@ class FirstBatch(Callback):
         """Whether this validation is to be looked at; those that are run by themselves always are."""
         if trainer.sanity_checking or not self.every_n_epochs:
             return False
-        epoch = trainer.current_epoch + 1
-        alone = trainer.state.fn == TrainerFn.VALIDATING
-        return alone or epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
+        return trainer.state.fn == TrainerFn.VALIDATING or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def on_validation_batch_end(
         self,

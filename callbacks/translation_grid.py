@@ -16,7 +16,8 @@ from lit_generative.randomness import forked_rng
 class TranslationGrid(FirstBatch):
     """The first ``n`` pairs of validation or test, each as a row: source, translation, target.
 
-    Source images of other than one or three channels (one-hot labels) are shown as grey levels of the largest.
+    Every ``every_n_epochs`` epochs and in the last, if there is a validation then, and in test. Source images of other
+    than one or three channels (one-hot labels) are shown as grey levels of the largest.
     """
 
     every_batch = True
@@ -29,6 +30,10 @@ class TranslationGrid(FirstBatch):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         require(pl_module, Translates, self)
+
+    def due(self, trainer: Trainer) -> bool:
+        last = trainer.current_epoch + 1 == trainer.max_epochs and not trainer.sanity_checking
+        return last or super().due(trainer)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rows = []
