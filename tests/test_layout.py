@@ -31,6 +31,8 @@ ALLOWED = {  # package -> what it may import of ours
         "lit_generative.features",
         "lit_generative.statistics",
         "lit_generative.ood",
+        "lit_generative.sampling",
+        "lit_generative.train_log",
         "lit_generative.checkpoints",
     ),
 }
