@@ -62,7 +62,7 @@ warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimizatio
 warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
 
 DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` and `export` take a checkpoint."
-FREE = ("batch_size", "cache_dir", "download")  # what a run that goes on may change of its data
+FREE = ("data_dir", "batch_size", "cache_dir", "download")  # what a run that goes on may change of its data
 DEFAULT_MONITOR = GenerativeModel.monitor
 CHOICES = {"model": (LightningModule, lit_generative.models), "data": (LightningDataModule, datamodules)}
 
@@ -128,6 +128,8 @@ class CLI(LightningCLI):
         self.placed = config.name is not None or option(args, "--trainer.default_root_dir") is not None
         config.name = config.name or run_name(config)
         self.version: int | None = None
+        if config.get("resume") and self.config.subcommand != "fit":
+            raise ValueError("--resume goes on with training: it is for fit")
         if config.get("resume"):
             config.resume = False  # it says how this process starts, and is no setting of the run
             self._resume(config)
@@ -142,6 +144,10 @@ class CLI(LightningCLI):
         if path is not None:
             self.checkpoint, config.ckpt_path = read_checkpoint(path), str(path)
             self._require_same_data(config, path)
+            before, now = model_config(self.checkpoint)["init_args"], config.model.init_args
+            changed = [f"{k} {now[k]}, before {v}" for k, v in before.items() if k in now and plain(now[k]) != plain(v)]
+            if changed:
+                rank_zero_warn(f"the run goes on with other arguments of its model: {'; '.join(changed)}")
             for logger in as_list(config.trainer.logger):
                 if getattr(logger, "class_path", "").endswith("WandbLogger") and "wandb_id" in self.checkpoint:
                     logger.init_args.id = self.checkpoint["wandb_id"]  # Lightning goes on with a run of that name
@@ -255,7 +261,7 @@ def start_wandb(logger: WandbLogger) -> None:
 
     try:
         logger.experiment  # noqa: B018  (begins it)
-    except wandb.Error as error:
+    except (wandb.Error, OSError) as error:
         rank_zero_warn(f"W&B cannot be reached ({error}): the run is recorded offline, for `wandb sync`")
         os.environ["WANDB_MODE"] = "offline"
         logger.experiment  # noqa: B018

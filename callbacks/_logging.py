@@ -44,9 +44,12 @@ def log_image(trainer: Trainer, folder: Path | None, name: str, picture: Tensor)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             # W&B's media panels have no step axis of their own choice: the caption carries it
-            logger.log_image(
-                name, [levels.permute(1, 2, 0).numpy()], step=step, caption=[f"epoch {epoch}, step {step}"]
-            )
+            try:
+                logger.log_image(
+                    name, [levels.permute(1, 2, 0).numpy()], step=step, caption=[f"epoch {epoch}, step {step}"]
+                )
+            except (OSError, RuntimeError) as error:
+                rank_zero_warn(f"W&B did not get the picture {name}: {error}")
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, levels, step)
 
@@ -69,4 +72,7 @@ def write_film(trainer: Trainer, path: Path, pictures: list[Image.Image], second
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             name = path.stem.split("_epoch")[0]
-            logger.log_video(f"{name}_film", [str(path)], step=trainer.global_step, format=["gif"])
+            try:
+                logger.log_video(f"{name}_film", [str(path)], step=trainer.global_step, format=["gif"])
+            except (OSError, RuntimeError) as error:
+                rank_zero_warn(f"W&B did not get the film {name}: {error}")

@@ -72,6 +72,9 @@ class Finetuning(BaseFinetuning):
                     if isinstance(scheduler, LambdaLR):
                         scheduler.lr_lambdas = [scheduler.lr_lambdas[i] for i in origins]
         super().on_fit_start(trainer, pl_module)
+        for optimizer in trainer.optimizers:
+            if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
+                raise ValueError("Finetuning: nothing is left to learn for one of the optimisers: freeze less")
 
 
 def _named(model: nn.Module, pattern: str) -> Iterator[nn.Module]:

@@ -1,5 +1,6 @@
 """Runs that are asked to end, or to save."""
 
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 class SaveOnSignal(Callback):
     """Write ``last.ckpt`` on SIGTERM, which then ends the run, and on SIGUSR1, with which it goes on.
 
-    Between two batches, so that nothing is half done. Several processes may get a signal in different batches, where
-    none can wait for another: they keep their last checkpoint. SLURM's own environment handles SIGUSR1 by itself.
+    Between two batches, but not before a validation or within an accumulation, which a run that goes on from there
+    would leave out: then the older checkpoint stays (SIGTERM), or the next batch is waited for (SIGUSR1). Several
+    processes may get a signal in different batches, where none can wait for another: they keep their last checkpoint.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._asked = False
+        self._asked = self._safe = False
         self._before: Any = None
         if hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
             self._before = signal.signal(signal.SIGUSR1, self._ask)
@@ -25,13 +27,19 @@ class SaveOnSignal(Callback):
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = True
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if self._asked:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done, steps = batch_idx + 1, trainer.accumulate_grad_batches
+        self._safe = (
+            not trainer.is_last_batch and done % (trainer.val_check_batch or math.inf) != 0 and not done % steps
+        )
+        if self._asked and self._safe:
             self._asked = False
             self._save(trainer, "SIGUSR1")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException):
+        if isinstance(exception, SIGTERMException) and self._safe:
             self._save(trainer, "SIGTERM")
         self.on_train_end(trainer, pl_module)
 

@@ -23,9 +23,12 @@ class SkipNonFinite(Callback):
     def __init__(self, at_most: int = 10) -> None:
         if at_most < 1:
             raise ValueError(f"SkipNonFinite: at_most starts at 1, got {at_most}")
-        self.at_most, self.skipped, self._in_a_row = at_most, 0, 0
+        self.at_most, self.skipped = at_most, 0
+        self._in_a_row: dict[int, int] = {}  # by optimiser
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError("16-mixed leaves out such steps by itself: remove SkipNonFinite, or choose bf16-mixed")
         pl_module.stops_at_non_finite = False
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -33,15 +36,17 @@ class SkipNonFinite(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms = torch._foreach_norm([p.grad for p in learning])  # of what processes have summed: all see the same
-        if not learning or bool(torch.stack(norms).isfinite().all()):
-            self._in_a_row = 0
+        # of what processes have summed: all see the same
+        norms = torch._foreach_norm([p.grad for p in learning]) if learning else ()
+        which = id(optimizer)
+        if not norms or bool(torch.stack(norms).isfinite().all()):
+            self._in_a_row[which] = 0
             return
-        self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
-        if self._in_a_row > self.at_most:
-            raise NonFiniteError(
-                f"gradients were no numbers in {self._in_a_row} steps in a row, to {trainer.global_step}"
-            )
+        self.skipped += 1
+        self._in_a_row[which] = self._in_a_row.get(which, 0) + 1
+        if self._in_a_row[which] > self.at_most:
+            step = trainer.global_step
+            raise NonFiniteError(f"gradients were no numbers in {self._in_a_row[which]} steps in a row, to {step}")
         rank_zero_warn(f"step {trainer.global_step}: gradients are no numbers; it is left out ({self.skipped} so far)")
         for p in learning:
             p.grad = None  # which optimisers pass by

@@ -35,19 +35,16 @@ class WandbRecord(Callback):
         self.checkpoints = checkpoints
 
     def _tell(self, trainer: Trainer, what: Callable[[Any], None]) -> None:
-        import wandb
-
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                import wandb
+
                 try:
                     what(logger.experiment)
-                except (wandb.Error, OSError, ValueError) as error:
+                except (wandb.Error, OSError, RuntimeError, ValueError) as error:
                     rank_zero_warn(f"W&B was not told: {error}")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-            return
-
         def define(run: Any) -> None:
             data = getattr(trainer, "datamodule", None)
             run.config.update({"model": type(pl_module).__name__, "data": type(data).__name__}, allow_val_change=True)
@@ -60,7 +57,7 @@ class WandbRecord(Callback):
         self._tell(trainer, define)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+        if trainer.sanity_checking:
             return
 
         def histograms(run: Any) -> None:

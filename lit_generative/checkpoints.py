@@ -28,6 +28,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     checkpoint = read_safely(Path(path))
     if not isinstance(checkpoint, dict) or "class_path" not in checkpoint or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint written by a model of lit-generative")
+    arguments = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    weights = checkpoint["state_dict"]
+    if not (isinstance(arguments, dict) and isinstance(weights, dict) and isinstance(checkpoint["class_path"], str)):
+        raise CheckpointError(f"{path} does not hold what a checkpoint holds: it is damaged, or not ours")
+    if not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise CheckpointError(f"{path} holds weights that are no tensors: it is damaged, or not ours")
     return checkpoint
 
 
@@ -49,7 +55,10 @@ def read_safely(path: Path) -> Any:
             f"{path} holds objects other than tensors and plain types and was not loaded, "
             f"or it is damaged: {first_line}"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError, BadZipFile) as error:
+    except (
+        OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AssertionError, AttributeError,
+        SafetensorError, BadZipFile,
+    ) as error:  # fmt: skip
         raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
 
 

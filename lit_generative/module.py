@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from lit_generative.randomness import mixed_seed, rng_states, set_rng_states
 from lit_generative.train_log import TrainLog
 
 
@@ -167,16 +168,17 @@ class GenerativeModel(TrainLog):
     _started: float | None = None
 
     def on_train_start(self) -> None:
-        """Go on with a resumed run's noise (one process, CPU); several processes each draw their own."""
+        """Go on with a resumed run's noise, if there are as many processes; each draws its own."""
         self._started = time.perf_counter()
         # nothing is resumed where only `load_from_checkpoint` was called
         restored = self._restored if self.trainer.ckpt_path is not None else {}
         self._restored = {}
         self.start_log(restored.get("train_log"))
-        if self.trainer.world_size > 1:
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
-        elif "rng_state" in restored:
-            torch.random.set_rng_state(restored["rng_state"])
+        states, processes = restored.get("rng_state"), self.trainer.world_size
+        if states is not None and len(states["cpu"]) == processes:
+            set_rng_states({kind: state[self.global_rank] for kind, state in states.items()}, self.device)
+        elif processes > 1:  # each its own noise, and none twice
+            torch.manual_seed(mixed_seed(torch.initial_seed() % 2**32, self.global_rank, self.trainer.global_step))
         self._keep_learning_rate(restored.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("lr"))
 
     def _stop_clock(self, go_on: bool = False) -> None:
@@ -235,7 +237,11 @@ class GenerativeModel(TrainLog):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample."""
-        checkpoint["rng_state"] = torch.random.get_rng_state()
+        several = self._trainer is not None and self._trainer.world_size > 1
+        checkpoint["rng_state"] = {
+            kind: (self.all_gather(state.to(self.device)).cpu() if several else state[None])  # type: ignore[union-attr]
+            for kind, state in rng_states(self.device).items()
+        }  # (processes, bytes)
         self._stop_clock(go_on=self._started is not None)
         checkpoint["training_seconds"] = self.training_seconds
         checkpoint["train_log"] = self.log_begun()

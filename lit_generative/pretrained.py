@@ -11,7 +11,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_generative.checkpoints import CheckpointError, described, find_class, read_safely, require_same_shapes
+from lit_generative.checkpoints import (
+    CheckpointError,
+    described,
+    find_class,
+    read_safely,
+    require_same_meaning,
+    require_same_shapes,
+)
 from lit_generative.module import GenerativeModel, class_path
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -106,11 +113,15 @@ def start_from(model: GenerativeModel, source: str) -> None:
     """
     state: dict[str, Tensor] = {}
     partly = False
-    for part in source.split(","):
-        place, *options = part.strip().split("#")
+    for part in [source] if Path(source).expanduser().exists() else source.split(","):
+        place, *options = [part] if Path(part).expanduser().exists() else part.strip().split("#")
         if unknown := set(options) - {"raw", "partly"}:
             raise CheckpointError(f"{part}: #{unknown.pop()} is neither #raw nor #partly")
-        state |= model.translated(read_weights(fetch(place), raw="raw" in options))
+        path = fetch(place)
+        saved = read_safely(path)
+        if isinstance(saved, dict) and saved.get("class_path") == class_path(model):
+            require_same_meaning(model, saved)
+        state |= model.translated(read_weights(path, raw="raw" in options))
         partly |= "partly" in options
     own = model.state_dict()
     fitting = {name: v for name, v in state.items() if name in own and v.shape == own[name].shape}

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -36,3 +37,16 @@ def mixed_seed(*numbers: int) -> int:
     """
     # torch's CPU generator keeps only 32 bits of its seed
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def rng_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of this process's generators, uint8 vectors: ``cpu``, and ``cuda`` on such a device."""
+    states = {"cpu": torch.random.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Put back what `rng_states` gave."""
+    torch.random.set_rng_state(states["cpu"].clone())  # of a row in a table torch would read another place
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"].clone(), device)

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lit_generative.checkpoints import CheckpointError, read_checkpoint
 
@@ -40,6 +40,19 @@ class WholeCheckpoints(TorchCheckpointIO):
 
         # beside the target, since nothing is renamed from one disk to another
         self._lost = not spare(target.with_name(f".{target.name}.part"), write, f"the checkpoint {target}")
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        here = str(Path(path).parent)
+        for state in checkpoint.get("callbacks", {}).values():
+            # best scores are kept for a folder, by its name: it may have been moved, or named from elsewhere
+            if before := isinstance(state, dict) and state.get("dirpath"):
+                for key, value in state.items():
+                    if isinstance(value, str):
+                        state[key] = value.replace(before, here)
+                models = state.get("best_k_models", {})
+                state["best_k_models"] = {name.replace(before, here): score for name, score in models.items()}
+        return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
         if not self._lost:  # else it may be the last that there is
@@ -95,13 +108,16 @@ class RunLogger(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         if self._experiment is None:
-            self._experiment = _Rows(self.log_dir, self.steps) if self.steps else ExperimentWriter(self.log_dir)
+            self._experiment = _Rows(self.log_dir, self.steps)
         return self._experiment
 
+    @rank_zero_only
     def save(self) -> None:
+        columns = [*self.experiment.metrics_keys]
         try:
             super().save()
         except OSError as error:  # rows wait in memory for the next time
+            self.experiment.metrics_keys = columns
             rank_zero_warn(f"{self.experiment.metrics_file_path} could not be written: {error}")
 
 
@@ -114,19 +130,29 @@ class _Rows(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         """In Lightning the place where older rows are removed."""
         path = Path(self.metrics_file_path)
-        if not path.is_file():
-            return
+        if not (self._steps and path.is_file()):
+            return super()._check_log_dir_exists()
         lines = path.read_text().splitlines(keepends=True)
         # a kill may have torn the last line
         rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
-        rows = [row for row in rows if int(row["step"]) < self._steps]
+        rows = [row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) < self._steps]
         self.metrics_keys = list(rows[0]) if rows else []
         for row in rows:
             self._there.setdefault(int(row["step"]), set()).update(key for key, value in row.items() if value)
+        self._write(rows)
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with open(self.metrics_file_path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        self._write(rows)
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        """All rows, in a file that takes the other's place when it is whole."""
+        path = Path(self.metrics_file_path)
         aside = path.with_name(f".{path.name}.part")
         with aside.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
-            if rows:
+            if self.metrics_keys:
                 writer.writeheader()
             writer.writerows(rows)
         aside.replace(path)
@@ -141,12 +167,14 @@ def newest_checkpoint(runs: Path) -> Path | None:
 
     One that is damaged is passed over with a warning.
     """
-    versions = sorted(runs.glob("version_*"), key=lambda p: int(p.name.split("_")[1]), reverse=True)
+    numbered = {path: path.name.removeprefix("version_") for path in runs.glob("version_*")}
+    numbers = {path: int(number) for path, number in numbered.items() if number.isdigit()}
+    versions = sorted(numbers, key=lambda path: numbers[path], reverse=True)
     for version in versions:
         steps: dict[Path, int] = {}  # times of files would trust the clock
         for path in sorted((version / "checkpoints").glob("*.ckpt")):
             try:
-                steps[path] = read_checkpoint(path)["global_step"]
+                steps[path] = read_checkpoint(path).get("global_step", 0)
             except CheckpointError as error:
                 rank_zero_warn(f"{error}: passed over")
         if steps:  # of one step, the last rather than the best

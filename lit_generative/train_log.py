@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -46,7 +47,9 @@ class TrainLog(LightningModule):
         if self.stops_at_non_finite and not values.isfinite().all():
             terms = [f"{name} is {value}" for name, value in zip(names, values.tolist(), strict=True)]
             wrong = [term for term in terms if term.endswith((" nan", "inf"))]
-            kept: Any = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none yet"
+            folders = {getattr(keeper, "dirpath", None) for keeper in self.trainer.checkpoint_callbacks}
+            files = [Path(folder) / f"{name}.ckpt" for folder in folders if folder for name in ("last", "best")]
+            kept = next((path for path in files if path.is_file()), "none yet")
             raise NonFiniteError(
                 f"step {self.trainer.global_step}: {', '.join(wrong)}. The last checkpoint: {kept}. Lower the learning "
                 "rate, clip gradients, or leave such steps out with the callback SkipNonFinite"

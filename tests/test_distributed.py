@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_runs import ARGS
+from test_runs import ARGS, curves, differing, state
 from torch.testing import assert_close
 
 TESTS = Path(__file__).parent
@@ -52,12 +52,13 @@ def test_normalisations_start_and_run_over_all_processes(norm, tmp_path):
     assert_close(two, one, atol=2e-4, rtol=1e-3)
 
 
-def start(data_dir, folder, *launcher):
+def start(data_dir, folder, *launcher, moment="rank"):
     """A run of two processes whose second is killed in its third batch, the first time."""
     environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1",
-                                "LIT_GENERATIVE_DATA": str(data_dir)}  # fmt: skip
+                                "LIT_GENERATIVE_DATA": str(data_dir),
+                                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # fmt: skip
     processes = ["--data.batch_size=8", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    command = [sys.executable, *launcher, TESTS / "killed_run.py", "rank", "3", *ARGS, *processes]
+    command = [sys.executable, *launcher, TESTS / "killed_run.py", moment, "3", *ARGS, *processes]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
@@ -76,14 +77,18 @@ def test_torchrun_starts_the_job_again_from_its_last_checkpoint(data_dir, tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     assert "going on from runs/killed/version_0/checkpoints/last.ckpt, step 2" in done.stderr
     (run,) = (tmp_path / "runs" / "killed").iterdir()
-    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 15
+    (whole := tmp_path / "whole").mkdir()
+    assert start(data_dir, whole, *torchrun, moment="never").returncode == 0
+    runs = [run, whole / "runs" / "killed" / "version_0"]
+    weights = [state(run, "last.ckpt")["state_dict"] for run in runs]
+    assert not differing(*weights) and curves(runs[0])[-1] == curves(runs[1])[-1]
 
 
 @pytest.mark.slow
 def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path):
     """Every model without batch norm and a game; of games see test_adversarial.py."""
 
-    def curves(*launcher):
+    def losses_of(*launcher):
         environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, *launcher, TESTS / "one_or_two.py"]
         run = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path, env=environment)
@@ -91,7 +96,7 @@ def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path):
         (line,) = [line for line in run.stdout.splitlines() if line.startswith("curves: ")]
         return json.loads(line.removeprefix("curves: "))
 
-    one, two = curves(), curves("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    one, two = losses_of(), losses_of("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
     assert len(one) == 8 and one.keys() == two.keys()
     for name, losses in one.items():
         # Adam's first steps go by the sign of a gradient, be it one of rounding errors

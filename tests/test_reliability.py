@@ -62,6 +62,20 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_anything(data, 
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+def test_the_last_checkpoint_is_named(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
+    objective = VAE.objective
+
+    def spoil(self, x):
+        nan = float("nan") if self.training and self.trainer.global_step == 7 else 0.0
+        return {name: value + nan for name, value in objective(self, x).items()}
+
+    monkeypatch.setattr(VAE, "objective", spoil)
+    with pytest.raises(SystemExit, match=r"step 7: loss is nan.* The last checkpoint: runs/killed/.*/last\.ckpt\."):
+        train.main(ARGS)
+
+
 def test_such_steps_can_be_left_out(data, tmp_path):
     model, skip = spoilt(1, 2), SkipNonFinite(at_most=2)
     fit = trainer(tmp_path, callbacks=[skip], max_epochs=1, logger=False, log_every_n_steps=5)
@@ -142,7 +156,8 @@ def test_signals_leave_a_checkpoint(data_dir, tmp_path):
     assert "SIGTERM: saved" in done.stderr and "Traceback" not in done.stderr
     assert torch.load(tmp_path / "a" / last, weights_only=True)["global_step"] == 3
     done = attempt(tmp_path / "a", data_dir, "SIGUSR1", 2, "--save_every=100")
-    assert done.returncode == 0 and "SIGUSR1: saved" in done.stderr and "step 5" in done.stderr, done.stderr
+    assert done.returncode == 0 and "SIGUSR1: saved" in done.stderr and "step 6" in done.stderr, done.stderr
+    # the fifth batch is the last before a validation
     assert torch.load(tmp_path / "a" / last, weights_only=True)["global_step"] == 15
 
 
@@ -324,6 +339,31 @@ def test_archives_stay_in_their_folder(kind, tmp_path):
         with pytest.raises(DataError, match=r"a\.tar was not unpacked"):
             unpack(tmp_path / "a.tar", inside)
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hyper_parameters": None}, {"hyper_parameters": [1]}, {"state_dict": [1]}, {"state_dict": {"a": 1}},
+     {"class_path": 3}],
+    ids=str,
+)  # fmt: skip
+def test_checkpoints_of_other_things_are_no_checkpoints(change, tmp_path):
+    torch.save({"class_path": "a", "state_dict": {}, "hyper_parameters": {}} | change, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"a\.ckpt"):
+        load_model(tmp_path / "a.ckpt")
+    with pytest.raises(SystemExit, match=r"error: .*a\.ckpt"):
+        train.main(["sample", f"--ckpt_path={tmp_path}/a.ckpt"])
+
+
+def test_damaged_weights_of_an_old_torch_are_named(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save(VAE(hidden=(8,), latent=2).state_dict(), path, _use_new_zipfile_serialization=False)
+    for content in mutations(path.read_bytes()):
+        path.write_bytes(content)
+        try:
+            VAE(hidden=(8,), latent=2, init_from=f"{path}#partly")
+        except CheckpointError as error:
+            assert "old.pth" in str(error)
 
 
 def test_a_damaged_zip_is_no_checkpoint(tmp_path):

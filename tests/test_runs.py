@@ -139,7 +139,45 @@ def test_a_run_does_not_go_on_with_other_data(data_dir, tmp_path, monkeypatch):
     train.main(["test", f"--config={run}/config.yaml", f"--ckpt_path={run}/checkpoints/best.ckpt"])  # fit's own
 
 
+def test_a_moved_run_goes_on_with_its_best_score(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
+    train.main(ARGS)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    with pytest.warns(UserWarning, match="goes on with other arguments of its model: lr 0.0, before 0.001"):
+        train.main([*ARGS, f"--trainer.default_root_dir={tmp_path}/moved", "--trainer.max_epochs=4", "--model.lr=0.0"])
+    run = tmp_path / "moved" / "killed" / "version_0" / "checkpoints"
+    (saved,) = [v for k, v in state_of(run / "last.ckpt").items() if "val/loss" in k]
+    scores = [float(row["val/loss"]) for row in curves(run.parent) if "val/loss" in row]
+    assert len(scores) == 4 and float(saved["best_model_score"]) == pytest.approx(min(scores))
+    assert saved["best_model_path"] == str(run / "best.ckpt")
+
+
+def state_of(path):
+    return torch.load(path, weights_only=True)["callbacks"]
+
+
+def test_the_curves_are_whole_whenever_a_column_is_added(tmp_path, monkeypatch):
+    logger = RunLogger(tmp_path, "run", 0)
+    logger.log_metrics({"a": 1.0}, step=1)
+    before = (tmp_path / "run" / "version_0" / "metrics.csv").read_text()
+
+    def full(self, rows):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(csv.DictWriter, "writerows", full)
+        with pytest.warns(UserWarning, match="could not be written"):
+            logger.log_metrics({"b": 2.0}, step=2)
+    assert (tmp_path / "run" / "version_0" / "metrics.csv").read_text() == before
+    logger.log_metrics({"b": 3.0}, step=3)
+    found = curves(tmp_path / "run" / "version_0")
+    assert [row["step"] for row in found] == ["1", "2", "3"] and found[1]["b"] == "2.0"
+
+
 def test_resuming_says_what_it_cannot(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="--resume goes on with training: it is for fit"):
+        train.main(["test", *ARGS[1:]])
     with pytest.raises(SystemExit, match="--resume finds the checkpoint in the run's folder: leave out --ckpt_path"):
         train.main([*ARGS, "--checkpoint.dirpath=elsewhere"])
