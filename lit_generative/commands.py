@@ -1,0 +1,89 @@
+"""What the command line does with a checkpoint alone, without data and without a Trainer."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_generative.checkpoints import load_model
+from lit_generative.images import grid, save_png, to_uint8
+from lit_generative.pretrained import export_programs
+from lit_generative.protocols import Samples
+from lit_generative.randomness import forked_rng
+from lit_generative.sampling import draw
+
+
+def sample(
+    ckpt_path: str,
+    n: int = 64,
+    output: str = "samples.png",
+    seed: int = 0,
+    batch_size: int = 256,
+    device: str = "cpu",
+    label: int | None = None,
+    options: dict[str, int | float | str] | None = None,
+) -> None:
+    """Draw images from a checkpoint; nothing but the checkpoint is needed.
+
+    Args:
+        ckpt_path: Checkpoint written by a training run.
+        n: Number of images.
+        output: ``x.png`` for one grid, ``x.npz`` for a uint8 array (n, H, W, C), else a folder for one PNG each.
+        seed: Seed of the noise.
+        batch_size: Images drawn at a time.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        label: Class of the images, of a model that knows classes.
+        options: What else the model's ``sample`` takes: ``--options.temperature 0.7`` for a flow.
+    """
+    target = Path(output)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{target} exists already: choose another --output, or remove it")
+    if target.suffix not in (".png", ".npz", ""):
+        raise ValueError(f"--output takes x.png, x.npz or a folder without a suffix, not {target}")
+    if min(n, batch_size) < 1:
+        raise ValueError(f"--n and --batch_size must be positive, got {n} and {batch_size}")
+    model: Any = load_model(ckpt_path)
+    try:
+        model.to(device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {device} cannot be used: {error}") from error
+    if not isinstance(model, Samples):
+        raise TypeError(f"a {type(model).__name__} cannot sample")
+    classes = getattr(model, "classes", 0)
+    if label is not None and not 0 <= label < classes:
+        raise ValueError(f"label {label}: {type(model).__name__} knows {classes or 'no'} classes")
+    chosen: Any = options or {}
+    known = list(inspect.signature(model.sample).parameters)[2:]  # behind n and c
+    if unknown := [name for name in chosen if name not in known]:
+        raise ValueError(f"{type(model).__name__} has no option {unknown[0]} of samples: it has {known or 'none'}")
+    with forked_rng(seed, device):
+        labels = None if label is None else torch.full((n,), label, device=device)
+        parts = torch.arange(n).split(batch_size)
+        x = torch.cat([draw(model, len(i), None if labels is None else labels[i], **chosen).cpu() for i in parts])
+    if target.suffix == ".png":
+        save_png(grid(x), target)
+    elif target.suffix == ".npz":
+        import numpy as np
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(target, images=to_uint8(x).permute(0, 2, 3, 1).numpy())
+    else:
+        for i, image in enumerate(x):
+            save_png(image, target / f"{i:06d}.png")
+    chosen = chosen if label is None else {"label": label} | chosen
+    said = "".join(f", {name} {value}" for name, value in chosen.items())
+    print(f"{n} samples of {type(model).__name__}{said}: {target}")
+
+
+def export(ckpt_path: str, output: str) -> None:
+    """Write a checkpoint's model for use elsewhere: safetensors and config.json, and its networks as programs.
+
+    Args:
+        ckpt_path: Checkpoint written by a training run.
+        output: Folder for ``model.safetensors``, ``config.json`` and ``<network>.pt2`` (`torch.export`).
+    """
+    model: Any = load_model(ckpt_path)
+    model.save_pretrained(output)
+    programs = export_programs(model, output)
+    print(f"{type(model).__name__}: {output}/model.safetensors, {output}/config.json, {', '.join(map(str, programs))}")
