@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_generative.models.realnvp import RealNVP
+from train import leave_together
 
 
 class Known(RealNVP):
@@ -46,3 +47,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    leave_together()

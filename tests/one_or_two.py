@@ -15,6 +15,7 @@ from lit_generative.models.latent_diffusion import LatentDiffusion
 from lit_generative.models.latent_flow import LatentFlow
 from lit_generative.models.realnvp import RealNVP
 from lit_generative.models.vae import VAE
+from train import leave_together
 
 WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
 WHOLE = 22  # images a step over all processes, a number that is no model's size
@@ -81,10 +82,8 @@ def main():
         curves[f"{i} {type(model).__name__}"] = curve.losses
     if RANK == 0:
         print("curves: " + json.dumps(curves))
-    if WORLD > 1:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    leave_together()

@@ -12,6 +12,7 @@ import lit_generative.models
 from callbacks import EMA
 from lit_generative.adversarial import Adversarial
 from lit_generative.models.pix2pix import Pix2Pix
+from train import leave_together
 
 
 class Game(Adversarial):
@@ -84,3 +85,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    leave_together()

@@ -12,6 +12,7 @@ from callbacks import FID, OODScores, PosteriorStatistics, ReconstructionFID, Re
 from datamodules import MNIST, FashionMNIST
 from lit_generative.models.ddpm import DDPM
 from lit_generative.models.vae import VAE
+from train import leave_together
 
 
 class Model(Random):
@@ -67,3 +68,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    leave_together()
