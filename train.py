@@ -140,7 +140,12 @@ class CLI(LightningCLI):
             self.checkpoint, config.ckpt_path = read_checkpoint(path), str(path)
             self._require_same_data(config, path)
             before, now = model_config(self.checkpoint)["init_args"], config.model.init_args
-            changed = [f"{k} {now[k]}, before {v}" for k, v in before.items() if k in now and plain(now[k]) != plain(v)]
+            changed = [
+                f"{key} {now[key]}, before {value}"
+                for key, value in before.items()
+                # what was borrowed from a file is described in the checkpoint
+                if key in now and not isinstance(value, dict) and plain(now[key]) != plain(value)
+            ]
             if changed:
                 rank_zero_warn(f"the run goes on with other arguments of its model: {'; '.join(changed)}")
             for logger in as_list(config.trainer.logger):
