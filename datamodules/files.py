@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 TIMEOUT = 10.0  # seconds without an answer from the host of a download
 
@@ -41,14 +42,20 @@ def find(folder: Path, names: Iterable[str]) -> dict[str, Path]:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar archive, none of whose members or links may leave ``folder``.
+    """Unpack a tar archive of plain files and folders, none of which may leave ``folder``.
 
     Raises:
-        DataError: One of them would, or the archive is damaged.
+        DataError: One of them would, or is something else, or the archive is damaged.
     """
+    inside = folder.resolve()
+    safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not before Python 3.11.4
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+            for member in tar:
+                plain = member.isreg() or member.isdir()
+                if not plain or not (inside / member.name).resolve().is_relative_to(inside):
+                    raise DataError(f"{archive} was not unpacked: {member.name} leads elsewhere; do not trust it")
+            tar.extractall(inside, **safely)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise DataError(f"{archive} was not unpacked: {error}") from error
 

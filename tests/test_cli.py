@@ -208,6 +208,8 @@ def test_fragments_go_with_any_recipe(fragment, run, capsys):
         yaml.safe_load(fragment.read_text())["trainer"],
     )
     wanted.pop("accelerator", None)  # of the tests
+    plugins = wanted.pop("plugins", [])
+    assert [plugin["class_path"] for plugin in printed["plugins"] or []] == [plugin["class_path"] for plugin in plugins]
     assert all(printed[key] == value or value["class_path"] in str(printed[key]) for key, value in wanted.items())
 
 

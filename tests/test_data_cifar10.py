@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import struct
+import tarfile
 
 import numpy as np
 import pytest
@@ -99,10 +100,12 @@ def test_cifar10_download(tmp_path, monkeypatch):
     def fake(url, root, filename, md5):
         asked.update(url=url, md5=md5)
         with monkeypatch.context() as patch:
-            write_cifar(type(tmp_path)(root), patch)
+            write_cifar(folder := type(tmp_path)(root) / "packed", patch)
             asked["sums"] = CIFAR10.checksums
+        with tarfile.open(folder.with_name(filename), "w:gz") as tar:
+            tar.add(folder / "cifar-10-batches-py", "cifar-10-batches-py")
 
-    monkeypatch.setattr(cifar10, "download_and_extract_archive", fake)
+    monkeypatch.setattr(cifar10, "download_url", fake)
     data = CIFAR10(str(tmp_path))
     data.prepare_data()
     monkeypatch.setattr(CIFAR10, "checksums", asked["sums"])

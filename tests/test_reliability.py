@@ -333,11 +333,9 @@ def test_archives_stay_in_their_folder(kind, tmp_path):
             member.type, member.linkname = tarfile.SYMTYPE, "../.."
         member.size = 0 if kind == "link" else 4
         tar.addfile(member, None if kind == "link" else io.BytesIO(b"evil"))
-    if kind == "absolute":  # taken for a path inside
+    with pytest.raises(DataError, match=r"a\.tar was not unpacked: .* leads elsewhere"):
         unpack(tmp_path / "a.tar", inside)
-    else:
-        with pytest.raises(DataError, match=r"a\.tar was not unpacked"):
-            unpack(tmp_path / "a.tar", inside)
+    assert not any(inside.iterdir())
     assert not (tmp_path / "evil").exists()
 
 

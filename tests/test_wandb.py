@@ -40,8 +40,9 @@ def offline(monkeypatch, tmp_path, data_dir):
     monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    yield
     wandb.teardown()  # its service stays in the folder that it was started in
+    yield
+    wandb.teardown()
 
 
 def run(subcommand, *args):
@@ -62,9 +63,9 @@ def test_a_run_says_what_its_dashboard_needs(offline, tmp_path):
     run("fit", *FIT, "--trainer.max_epochs=1", "--resume")
     run("fit", *FIT, "--trainer.max_epochs=2", "--resume")
     folders = sorted(p for p in (tmp_path / "runs" / "wandb").glob("offline-run-*") if not p.is_symlink())
-    assert len({p.name.rpartition("-")[2] for p in folders}) == 1  # the same run, twice
+    assert len({p.name.split("-")[3] for p in folders}) == 1  # the same run, twice
     checkpoints = tmp_path / "runs" / "noted" / "version_0" / "checkpoints"
-    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["wandb_id"] == folders[0].name.rpartition("-")[2]
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["wandb_id"] == folders[0].name.split("-")[3]
     found = records(folders[0])
 
     config = {}
