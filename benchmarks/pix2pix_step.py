@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from lit_generative.models.pix2pix import Pix2Pix
 
@@ -107,7 +108,7 @@ def through_trainer(batches, levels, width, size):
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    trainer.fit(Pix2Pix(image_shape=(3, size, size), levels=levels, width=width), batches)
+    trainer.fit(Pix2Pix(image_shape=(3, size, size), levels=levels, width=width), DataLoader(batches, batch_size=None))
     return clock.seconds
 
 
