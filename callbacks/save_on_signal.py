@@ -1,6 +1,5 @@
 """Runs that are asked to end, or to save."""
 
-import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lit_generative.runs import validates_next
 
 
 class SaveOnSignal(Callback):
@@ -18,9 +19,11 @@ class SaveOnSignal(Callback):
     processes may get a signal in different batches, where none can wait for another: they keep their last checkpoint.
     """
 
+    _asked = _safe = False  # a signal may come before training starts
+    _before: Any = None  # the handler that stood here
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._asked = self._safe = False
-        self._before: Any = None
         if hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
             self._before = signal.signal(signal.SIGUSR1, self._ask)
 
@@ -30,10 +33,8 @@ class SaveOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        done, steps = batch_idx + 1, trainer.accumulate_grad_batches
-        self._safe = (
-            not trainer.is_last_batch and done % (trainer.val_check_batch or math.inf) != 0 and not done % steps
-        )
+        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        self._safe = not accumulating and not validates_next(trainer, batch_idx)
         if self._asked and self._safe:
             self._asked = False
             self._save(trainer, "SIGUSR1")
@@ -44,7 +45,7 @@ class SaveOnSignal(Callback):
         self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if getattr(self, "_before", None) is not None:
+        if self._before is not None:
             signal.signal(signal.SIGUSR1, self._before)
             self._before = None
 

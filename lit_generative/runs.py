@@ -3,7 +3,7 @@
 import csv
 import math
 import os
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,20 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
-
-        def write(aside: Path) -> None:
+        aside = target.with_name(f".{target.name}.part")  # beside it: nothing is renamed from one disk to another
+        try:
             target.parent.mkdir(parents=True, exist_ok=True)  # its folder may have vanished
             with aside.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(target)
-
-        # beside the target, since nothing is renamed from one disk to another
-        self._lost = not spare(target.with_name(f".{target.name}.part"), write, f"the checkpoint {target}")
+            self._lost = False
+        except (OSError, RuntimeError) as error:  # torch's writer turns the one into the other
+            self._lost = True
+            rank_zero_warn(f"the checkpoint {target} could not be written ({error}): the run goes on without it")
+            with suppress(OSError):  # a disk that is gone holds nothing to remove
+                aside.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         checkpoint = super().load_checkpoint(path, *args, **kwargs)
@@ -59,18 +62,9 @@ class WholeCheckpoints(TorchCheckpointIO):
             super().remove_checkpoint(path)
 
 
-def spare(aside: Path, write: Callable[[Path], None], what: str) -> bool:
-    """Whether ``write`` could write; if not, warn and remove what it began."""
-    try:
-        write(aside)
-    except (OSError, RuntimeError) as error:  # torch's writer turns the one into the other
-        rank_zero_warn(f"{what} could not be written ({error}): the run goes on without it")
-        try:
-            aside.unlink(missing_ok=True)
-        except OSError:  # a disk that is gone holds nothing to remove
-            return False
-        return False
-    return True
+def validates_next(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a validation comes behind this batch of training, or the end of the epoch."""
+    return trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -88,7 +82,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_last_batch and (batch_idx + 1) % (trainer.val_check_batch or math.inf):
+        if not validates_next(trainer, batch_idx):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 

@@ -33,6 +33,7 @@ ALLOWED = {  # package -> what it may import of ours
         "lit_generative.ood",
         "lit_generative.sampling",
         "lit_generative.train_log",
+        "lit_generative.runs",
         "lit_generative.checkpoints",
     ),
 }

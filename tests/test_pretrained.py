@@ -49,9 +49,8 @@ def test_averaged_weights_are_taken_unless_the_raw_ones_are_asked_for(checkpoint
 def test_what_changed_size_is_left_fresh_and_said(checkpoint, capsys, caplog):
     other = VAE(**SMALL | {"image_shape": (1, 32, 32)}, init_from=f"{checkpoint}#partly")
     assert equal(other, VAE(**SMALL, init_from=str(checkpoint)), "encoder") is False
-    assert "6 weights loaded; 4 skipped (encoder.net.1.weight (8, 784), not (8, 1024)" in caplog.text or (
-        "weights loaded;" in caplog.text and "(8, 784), not (8, 1024)" in caplog.text and "left fresh" in caplog.text
-    )
+    for said in ("weights loaded; 3 skipped (", "(8, 784), not (8, 1024)", "; 3 left fresh ("):
+        assert said in caplog.text
     with pytest.raises(CheckpointError, match=r"is it a checkpoint of another model\? If it is meant, write #partly"):
         VAE(**SMALL | {"image_shape": (1, 32, 32)}, init_from=str(checkpoint))
     with pytest.raises(CheckpointError, match="0 weights loaded"):
