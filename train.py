@@ -335,6 +335,7 @@ def main(args: list[str]) -> None:
             CLI(args)
             leave_together()
     except SIGTERMException:
+        leave_together()
         sys.exit(128 + signal.SIGTERM)
     except (
         ArgumentError, CheckpointError, MisconfigurationException, NonFiniteError, OSError, TypeError, ValueError,
@@ -342,7 +343,16 @@ def main(args: list[str]) -> None:
     ) as error:  # fmt: skip
         if debug:
             raise
-        sys.exit(f"error: {readable(error)} (--debug shows where)")
+        # a loss that is no number ends all processes, and one of them says so
+        said = isinstance(error, NonFiniteError) and int(os.environ.get("LOCAL_RANK", 0)) > 0
+        sys.exit(1 if said else f"error: {readable(error)} (--debug shows where)")
+    except RuntimeError as error:
+        if debug or "by peer" not in str(error):  # which gloo says of connections
+            raise
+        sys.exit(
+            "error: another process of this run has ended: it said why above, or was killed, as where memory is short "
+            "(--debug shows where it was missed)"
+        )
 
 
 if __name__ == "__main__":

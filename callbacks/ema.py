@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
@@ -46,6 +47,8 @@ class EMA(Callback):
             raise ValueError(
                 f"EMA: {type(pl_module).__name__} has no network {', '.join(missing)}; choose from {', '.join(own)}"
             )
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise ValueError("EMA wants whole weights, of which FSDP gives every process a part: leave one of them out")
         if stage == "fit" and self._model() is not pl_module:
             self._model, self._in_place = weakref.ref(pl_module), False
             self._averages = {

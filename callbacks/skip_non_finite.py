@@ -36,10 +36,10 @@ class SkipNonFinite(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        # of what processes have summed: all see the same
         norms = torch._foreach_norm([p.grad for p in learning]) if learning else ()
-        which = id(optimizer)
-        if not norms or bool(torch.stack(norms).isfinite().all()):
+        which, finite = id(optimizer), not norms or bool(torch.stack(norms).isfinite().all())
+        # processes may hold parts of the gradients each
+        if trainer.strategy.reduce_boolean_decision(finite, all=True):
             self._in_a_row[which] = 0
             return
         self.skipped += 1

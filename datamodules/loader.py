@@ -119,13 +119,25 @@ class TensorLoader:
             self.epoch, self.position, self._start = epoch, 0, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader is: the epoch and the batches yielded in it."""
-        return {"epoch": self.epoch, "position": self.position}
+        """Where the loader is: the epoch, the batches yielded in it, and the images of a step over all ranks."""
+        return {"epoch": self.epoch, "position": self.position, "step": self.batch_size * self.world_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batches that the saved loader had yielded; after the last, from the start."""
+        """Go on after the batches that the saved loader had yielded; after the last, from the start.
+
+        Raises:
+            ValueError: That is within an epoch, and there are more or fewer images in a step now.
+        """
+        step = self.batch_size * self.world_size
+        left = self.count - state["position"] * state["step"]
+        within = state["position"] > 0 and left >= (state["step"] if self.drop_last else 1)
+        if within and step != state["step"]:
+            raise ValueError(
+                f"the checkpoint lies within an epoch with {state['step']} images a step, and here are {step}: keep "
+                "--data.batch_size times the number of processes, or take a checkpoint from the end of an epoch"
+            )
         self.epoch, self.position = state["epoch"], state["position"]
-        self._start = self.position if self.position < len(self) else 0
+        self._start = self.position if within else 0
 
     def __len__(self) -> int:
         if self.drop_last:

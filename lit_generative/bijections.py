@@ -6,7 +6,6 @@ Every ``forward`` gives z and the log-determinant of its Jacobian, every ``inver
 per image, ``(B,)``, float32 or float64 whatever autocast does to the networks inside.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -28,17 +27,8 @@ class Bijection(nn.Module):
 
 def no_change(x: Tensor) -> Tensor:
     """The log-determinant of a map that only moves numbers, ``(B,)`` zeros."""
-    return x.new_zeros(len(x))
-
-
-def standard_normal(z: Tensor) -> Tensor:
-    """log N(z; 0, I) of vectors ``(B, D)``, nats ``(B,)``."""
-    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
-
-
-def finite_or_impossible(log_p: Tensor) -> Tensor:
-    """Log-densities, -inf in place of NaN and of +inf: what a broken image gets must not look likely, nor vanish."""
-    return torch.where(log_p < math.inf, log_p, -math.inf)
+    # in an exported program len(x) would be the size of its example
+    return x.new_zeros(x.shape[0])
 
 
 class Chain(Bijection):
@@ -63,6 +53,21 @@ class Chain(Bijection):
             z, log_det = bijection.inverse(z)
             total = total + log_det
         return z, total
+
+
+class Inverse(Bijection):
+    """A bijection the other way."""
+
+    def __init__(self, bijection: Bijection) -> None:
+        super().__init__()
+        self.bijection = bijection
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.bijection.inverse(x)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        out: tuple[Tensor, Tensor] = self.bijection(z)
+        return out
 
 
 # -- normalisation ---------------------------------------------------------------------------------
@@ -93,13 +98,13 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
 def normalise(x: Tensor, mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
     """(x - mean) exp(log_scale) per channel and its log-determinant."""
     z = (x - per_channel(mean, x)) * per_channel(log_scale.exp(), x)
-    return z, (log_scale.sum() * x[0, 0].numel()).expand(len(x))
+    return z, (log_scale.sum() * x[0, 0].numel()).expand(x.shape[0])
 
 
 def denormalise(z: Tensor, mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of `normalise`."""
     x = z * per_channel((-log_scale).exp(), z) + per_channel(mean, z)
-    return x, (-log_scale.sum() * z[0, 0].numel()).expand(len(z))
+    return x, (-log_scale.sum() * z[0, 0].numel()).expand(z.shape[0])
 
 
 class RunningBatchNorm(Bijection):

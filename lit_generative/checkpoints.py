@@ -85,10 +85,20 @@ def model_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def described(cls: type, path: str, saved: dict[str, Any]) -> dict[str, Any]:
-    """A class and those of the arguments ``saved`` that are its own, as the CLI writes them."""
-    arguments = inspect.signature(cls).parameters
-    # the hyper-parameters also hold those of parent classes
-    return {"class_path": path, "init_args": {name: value for name, value in saved.items() if name in arguments}}
+    """A class and those of the arguments ``saved`` that are its own, as the CLI writes them.
+
+    Raises:
+        CheckpointError: There are some that no version known here has.
+    """
+    # hyper-parameters also hold those of parent classes
+    known = {name for parent in cls.__mro__ for name in inspect.signature(parent.__init__).parameters}  # type: ignore[misc]
+    if unknown := [name for name in saved if name not in known]:
+        raise CheckpointError(
+            f"the checkpoint says of its {cls.__name__} what this version does not understand "
+            f"({', '.join(map(str, unknown))}): it may be a newer one's"
+        )
+    own = inspect.signature(cls).parameters
+    return {"class_path": path, "init_args": {name: value for name, value in saved.items() if name in own}}
 
 
 def data_config(checkpoint: dict[str, Any]) -> dict[str, Any] | None:

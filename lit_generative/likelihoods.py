@@ -145,6 +145,16 @@ def bits_per_dim(log_prob: Tensor, dims: int) -> Tensor:
     return -log_prob / (dims * math.log(2))
 
 
+def standard_normal(z: Tensor) -> Tensor:
+    """log N(z; 0, I) of vectors ``(B, D)``, nats ``(B,)``."""
+    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+
+
+def finite_or_impossible(log_p: Tensor) -> Tensor:
+    """Log-densities, -inf in place of NaN and of +inf: what a broken image gets must not look likely, nor vanish."""
+    return torch.where(log_p < math.inf, log_p, -math.inf)
+
+
 def log_mean_exp(log_w: Tensor, dim: int) -> Tensor:
     """log (1/K sum_k w_k) along ``dim``, without leaving log space."""
     return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])

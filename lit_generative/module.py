@@ -174,10 +174,10 @@ class GenerativeModel(TrainLog):
         restored = self._restored if self.trainer.ckpt_path is not None else {}
         self._restored = {}
         self.start_log(restored.get("train_log"))
-        states, processes = restored.get("rng_state"), self.trainer.world_size
-        if states is not None and len(states["cpu"]) == processes:
+        states = restored.get("rng_state")
+        if states is not None and len(states["cpu"]) == self.processes:
             set_rng_states({kind: state[self.global_rank] for kind, state in states.items()}, self.device)
-        elif processes > 1:  # each its own noise, and none twice
+        elif self.processes > 1:  # each its own noise, and none twice
             torch.manual_seed(mixed_seed(torch.initial_seed() % 2**32, self.global_rank, self.trainer.global_step))
         self._keep_learning_rate(restored.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("lr"))
 
@@ -237,9 +237,8 @@ class GenerativeModel(TrainLog):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample."""
-        several = self._trainer is not None and self._trainer.world_size > 1
         checkpoint["rng_state"] = {
-            kind: (self.all_gather(state.to(self.device)).cpu() if several else state[None])  # type: ignore[union-attr]
+            kind: (self.all_gather(state.to(self.device)).cpu() if self.processes > 1 else state[None])  # type: ignore[union-attr]
             for kind, state in rng_states(self.device).items()
         }  # (processes, bytes)
         self._stop_clock(go_on=self._started is not None)

@@ -27,14 +27,20 @@ class TrainLog(LightningModule):
     _images: int = 0
     _logged_step: int = 0
 
+    @property
+    def processes(self) -> int:
+        """Processes that train together; 1 without a trainer."""
+        return 1 if self._trainer is None else self._trainer.world_size
+
     def accumulate(self, metrics: Mapping[str, Tensor], images: int) -> None:
         """Add scalars of one training step, to be logged as ``train/<name>`` means at the next written line.
 
         May be called several times a step, with other names; ``images`` are those of the step that were not counted.
         """
         values = torch.stack([v.detach().float() for v in metrics.values()])
-        if values.device.type == "cpu":  # other devices are looked at when a line is written: asking waits for them
+        if values.device.type == "cpu" and self.processes == 1:
             self._require_finite(tuple(metrics), values)
+        # else when a line is written: asking waits for a device, or for other processes
         group = self._sums.get(tuple(metrics))
         if group is None:
             self._sums = {**self._sums, tuple(metrics): [values, 1]}
@@ -55,6 +61,14 @@ class TrainLog(LightningModule):
                 "rate, clip gradients, or leave such steps out with the callback SkipNonFinite"
             )
 
+    def _everywhere(self, names: tuple[str, ...]) -> Tensor:
+        """The mean over processes of the sums of these names; all stop where one's are no numbers."""
+        sums: Tensor = self._sums[names][0].clone()
+        if self.processes > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="mean")
+        self._require_finite(names, sums)
+        return sums
+
     def on_train_epoch_start(self) -> None:
         self._clock, self._images = time.perf_counter(), 0
 
@@ -64,7 +78,7 @@ class TrainLog(LightningModule):
         trainer, now = self.trainer, time.perf_counter()
         speed = self._images * trainer.world_size / (now - self._clock)
         for i, (name, mean) in enumerate(self._means().items()):
-            self.log(name, mean, prog_bar=i == 0, sync_dist=True)
+            self.log(name, mean, prog_bar=i == 0)
         self.log("train/images_per_second", speed)
         self._logged_step, self._images, self._clock = trainer.global_step, 0, now
 
@@ -77,9 +91,9 @@ class TrainLog(LightningModule):
     def _means(self) -> dict[str, Tensor]:
         """The means of what was accumulated, which begins anew."""
         means: dict[str, Tensor] = {}
-        for names, (sums, steps) in self._sums.items():
-            self._require_finite(names, sums)
-            means |= {f"train/{name}": mean for name, mean in zip(names, sums / steps, strict=True)}
+        for names, (_, steps) in self._sums.items():
+            values = self._everywhere(names) / steps
+            means |= {f"train/{name}": mean for name, mean in zip(names, values, strict=True)}
         self._sums = {}
         return means
 
@@ -87,9 +101,7 @@ class TrainLog(LightningModule):
 
     def log_begun(self) -> dict[str, Any]:
         """What a checkpoint keeps of the line that is not written yet."""
-        for names, (values, _) in self._sums.items():
-            self._require_finite(names, values)  # no checkpoint of what is spoilt
-        sums = [[list(names), values.clone(), steps] for names, (values, steps) in self._sums.items()]
+        sums = [[list(names), self._everywhere(names), steps] for names, (_, steps) in self._sums.items()]
         return {"sums": sums, "logged_step": self._logged_step}
 
     def start_log(self, begun: dict[str, Any] | None) -> None:

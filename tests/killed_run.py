@@ -1,6 +1,7 @@
 """``python killed_run.py MOMENT N ARGS...``: ``train.py ARGS``, which gets SIGKILL the N-th time that MOMENT comes.
 
-SIGTERM and SIGUSR1 are moments too: these signals, in the N-th batch; and ``rank``: a batch of the second process.
+SIGTERM and SIGUSR1 are moments too: these signals, in the N-th batch; ``rank``, ``rank-SIGTERM`` and so on: a batch of
+the second process, when the job runs for the first time; ``rank-nan``: a loss there that is no number.
 """
 
 import io
@@ -37,6 +38,16 @@ def half(checkpoint, file):
     file.flush()
 
 
+def spoilt(objective, n):
+    """A VAE's objective that is no number in the n-th step."""
+
+    def wrapper(self, x):
+        nan = float("nan") if self.training and self.trainer.global_step == n - 1 else 0.0
+        return {name: value + nan for name, value in objective(self, x).items()}
+
+    return wrapper
+
+
 save = torch.save
 moment, n = sys.argv[1], int(sys.argv[2])
 if moment == "save":
@@ -47,10 +58,13 @@ elif moment == "batch":
     VAE.training_step = killed(VAE.training_step, n)
 elif moment == "validation":
     VAE.validation_step = killed(VAE.validation_step, n)
-elif moment == "rank":
-    # one of two processes, when the job runs for the first time
+elif moment.startswith("rank"):
     if os.environ.get("LOCAL_RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-        VAE.training_step = killed(VAE.training_step, n)
+        what = moment.partition("-")[2] or "SIGKILL"
+        if what == "nan":
+            VAE.objective = spoilt(VAE.objective, n)
+        else:
+            VAE.training_step = killed(VAE.training_step, n, number=getattr(signal, what))
 elif moment.startswith("SIG"):
     VAE.training_step = killed(VAE.training_step, n, number=getattr(signal, moment))
 train.main(sys.argv[3:])

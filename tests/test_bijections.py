@@ -16,10 +16,10 @@ from lit_generative.bijections import (
     RunningBatchNorm,
     Split,
     Squeeze,
-    standard_normal,
 )
 from lit_generative.coupling import Coupling, Halves, Mask, checkerboard, dense
 from lit_generative.dequantization import Logit
+from lit_generative.likelihoods import standard_normal
 from lit_generative.models.realnvp import RealNVP, multiscale
 from lit_generative.nn.mlp import mlp
 from lit_generative.nn.resnet import WeightNormResNet

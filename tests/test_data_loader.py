@@ -76,7 +76,7 @@ def test_resume_in_mid_epoch():
     for _ in range(2):
         next(batches)
     state = loader.state_dict()
-    assert state == {"epoch": 1, "position": 2}
+    assert state == {"epoch": 1, "position": 2, "step": 8}
 
     resumed = make()
     resumed.load_state_dict(state)
@@ -92,15 +92,24 @@ def test_the_position_is_right_without_asking_for_more_than_the_last_batch():
     batches = iter(loader)
     for _ in range(len(loader)):
         next(batches)
-    assert loader.state_dict() == {"epoch": 0, "position": 6}
+    assert loader.state_dict() == {"epoch": 0, "position": 6, "step": 8}
     resumed = make()
     resumed.load_state_dict(loader.state_dict())
     assert seen(resumed) == seen(make())
 
 
+def test_steps_may_change_in_size_between_epochs_only():
+    with pytest.raises(ValueError, match="within an epoch with 8 images a step, and here are 16"):
+        make(batch_size=16).load_state_dict({"epoch": 0, "position": 2, "step": 8})
+    make(batch_size=4, world_size=2).load_state_dict({"epoch": 0, "position": 2, "step": 8})
+    larger = make(batch_size=16)
+    larger.load_state_dict({"epoch": 0, "position": 6, "step": 8})
+    assert seen(larger) == seen(make(batch_size=16))
+
+
 def test_iter_is_lazy():
     loader = make()
-    loader.load_state_dict({"epoch": 0, "position": 2})
+    loader.load_state_dict({"epoch": 0, "position": 2, "step": 8})
     iter(loader)
     stale = iter(loader)
     loader.set_epoch(1)

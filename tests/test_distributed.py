@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -52,8 +53,12 @@ def test_normalisations_start_and_run_over_all_processes(norm, tmp_path):
     assert_close(two, one, atol=2e-4, rtol=1e-3)
 
 
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--max_restarts=1", "--standalone"]
+LAST = Path("runs", "killed", "version_0", "checkpoints", "last.ckpt")
+
+
 def start(data_dir, folder, *launcher, moment="rank"):
-    """A run of two processes whose second is killed in its third batch, the first time."""
+    """A run of two processes in whose third batch something happens, the first time; see killed_run.py."""
     environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1",
                                 "LIT_GENERATIVE_DATA": str(data_dir),
                                 "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # fmt: skip
@@ -62,26 +67,57 @@ def start(data_dir, folder, *launcher, moment="rank"):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(data_dir, tmp_path_factory):
+    """The folder of a run to which nothing happens."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert start(data_dir, folder, *TORCHRUN, moment="never").returncode == 0
+    return folder / LAST.parents[1]
+
+
+def assert_ends_as(undisturbed, run):
+    weights = [state(run, "last.ckpt")["state_dict"] for run in (run, undisturbed)]
+    assert not differing(*weights) and curves(run)[-1] == curves(undisturbed)[-1]
+
+
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_with_its_reason(data_dir, tmp_path):
     begun = time.monotonic()
     done = start(data_dir, tmp_path)
     assert done.returncode != 0 and time.monotonic() - begun < 60 + 30  # beside the time to start
-    assert re.search(r"terminated with code -9|Connection (closed|reset) by peer", done.stderr), done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert re.search(
+        "error: another process of this run has ended: .* was killed|terminated with code -9", done.stderr
+    ), done.stderr[-2000:]
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_job_again_from_its_last_checkpoint(data_dir, tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--max_restarts=1", "--standalone"]
-    done = start(data_dir, tmp_path, *torchrun)
+def test_torchrun_starts_the_job_again_from_its_last_checkpoint(undisturbed, data_dir, tmp_path):
+    done = start(data_dir, tmp_path, *TORCHRUN)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "going on from runs/killed/version_0/checkpoints/last.ckpt, step 2" in done.stderr
     (run,) = (tmp_path / "runs" / "killed").iterdir()
-    (whole := tmp_path / "whole").mkdir()
-    assert start(data_dir, whole, *torchrun, moment="never").returncode == 0
-    runs = [run, whole / "runs" / "killed" / "version_0"]
-    weights = [state(run, "last.ckpt")["state_dict"] for run in runs]
-    assert not differing(*weights) and curves(runs[0])[-1] == curves(runs[1])[-1]
+    assert_ends_as(undisturbed, run)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_is_one_to_all(undisturbed, data_dir, tmp_path):
+    done = start(data_dir, tmp_path, moment="rank-SIGTERM")
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr[-3000:]
+    assert done.stderr.count("SIGTERM: saved") == 1 and "Traceback" not in done.stderr
+    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 3
+    done = start(data_dir, tmp_path, moment="rank-SIGUSR1")
+    assert done.returncode == 0 and "SIGUSR1: saved" in done.stderr, done.stderr[-3000:]
+    assert_ends_as(undisturbed, tmp_path / LAST.parents[1])
+
+
+@pytest.mark.slow
+def test_a_loss_of_one_process_that_is_no_number_stops_all(data_dir, tmp_path):
+    done = start(data_dir, tmp_path, moment="rank-nan")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert len(re.findall(r"error: step 3: loss is nan.* The last checkpoint: .*last\.ckpt", done.stderr)) == 1
+    saved = torch.load(tmp_path / LAST, weights_only=True)
+    assert saved["global_step"] == 2 and all(v.isfinite().all() for v in saved["state_dict"].values())
 
 
 @pytest.mark.slow

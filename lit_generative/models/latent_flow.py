@@ -16,10 +16,11 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from lit_generative.bijections import Chain, finite_or_impossible, standard_normal
+from lit_generative.bijections import Chain, Inverse
 from lit_generative.coupling import dense
 from lit_generative.first_stage import borrow
 from lit_generative.interpolation import arcs, not_negative
+from lit_generative.likelihoods import finite_or_impossible, standard_normal
 from lit_generative.metrics import Moments
 from lit_generative.module import GenerativeModel
 from lit_generative.nn.mlp import MLPAutoencoder
@@ -90,10 +91,15 @@ class LatentFlow(GenerativeModel):
         self.start_from(init_from)
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        """The autoencoder's: of its own, the decoder of latents ``(B, latent)`` to logits of pixels."""
+        """The flow of latents ``(B, latent)`` to z and back, with log-determinants; and the autoencoder's.
+
+        Of an autoencoder of its own, the decoder of latents to logits of pixels.
+        """
+        latent = torch.zeros(2, self.latent)
+        own = {"flow": (self.flow, (latent,)), "inverse": (Inverse(self.flow), (latent,))}
         if self.given:
-            return self.autoencoder.programs()
-        return {"decoder": (self.autoencoder.decoder, (torch.zeros(2, self.latent),))}
+            return own | self.autoencoder.programs()
+        return own | {"decoder": (self.autoencoder.decoder, (latent,))}
 
     # -- density of the latent ---------------------------------------------------------------------
 

@@ -14,19 +14,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MaxMetric
 
-from lit_generative.bijections import (
-    Bijection,
-    Chain,
-    Flatten,
-    Split,
-    Squeeze,
-    finite_or_impossible,
-    standard_normal,
-)
+from lit_generative.bijections import Bijection, Chain, Flatten, Inverse, Split, Squeeze
 from lit_generative.coupling import NORMS, Coupling, Halves, checkerboard, dense
 from lit_generative.dequantization import Logit, UniformDequantization, VariationalDequantization, dequantize, quantize
 from lit_generative.interpolation import arcs, not_negative
-from lit_generative.likelihoods import bits_per_dim, log_mean_exp
+from lit_generative.likelihoods import bits_per_dim, finite_or_impossible, log_mean_exp, standard_normal
 from lit_generative.metrics import Moments
 from lit_generative.module import GenerativeModel
 from lit_generative.nn.resnet import WeightNormResNet
@@ -139,6 +131,11 @@ class RealNVP(GenerativeModel):
         self.terms = Moments(3)
         self.inverse_error = MaxMetric()
         self.start_from(init_from)
+
+    def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+        """Images in [0, 1] to z ``(B, D)``, and back; with the log-determinants ``(B,)``, nats."""
+        image, z = torch.zeros(2, *self.image_shape), torch.zeros(2, self.dims)
+        return {"flow": (self.flow, (image,)), "inverse": (Inverse(self.flow), (z,))}
 
     # -- density -----------------------------------------------------------------------------------
 
