@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -78,6 +78,7 @@ def cached(
     known = _read_facts(facts)
     if known.get("key") != key or not data.is_file() or known.get("bytes") != data.stat().st_size:
         rank_zero_info(f"decoding {len(files):,} images of {where} into {data}, once")
+        _tell_of_links(paths, Path(where).resolve())
         broken_now = _write(files, shape, read, data)
         known = {"key": key, "bytes": data.stat().st_size, "broken": broken_now}
         _replace(facts, [json.dumps(known).encode()])
@@ -97,6 +98,16 @@ def cached(
     if images.shape != (len(files), *shape):
         raise DataError(f"{data} holds images {images.shape}, not {(len(files), *shape)}: delete it")
     return torch.from_numpy(images), [i for i in range(len(files)) if i not in broken]
+
+
+def _tell_of_links(paths: Sequence[Path], folder: Path) -> None:
+    """Say which files are not where they seem to be: whoever got the folder from others may not know."""
+    parents = {parent: parent.resolve() for parent in {path.parent for path in paths}}
+    real = ((path, path.resolve() if path.is_symlink() else parents[path.parent] / path.name) for path in paths)
+    outside = [(path, target) for path, target in real if not target.is_relative_to(folder)]
+    if outside:
+        path, target = outside[0]
+        rank_zero_warn(f"{len(outside)} images of {folder} are links to elsewhere, and read: {path} is {target}")
 
 
 def _named(files: Files) -> str:

@@ -49,22 +49,29 @@ def spoilt(objective, n):
 
 
 save = torch.save
-moment, n = sys.argv[1], int(sys.argv[2])
-if moment == "save":
-    torch.save = killed(torch.save, n, half)
-elif moment == "line":
-    RunLogger.log_metrics = killed(RunLogger.log_metrics, n)
-elif moment == "batch":
-    VAE.training_step = killed(VAE.training_step, n)
-elif moment == "validation":
-    VAE.validation_step = killed(VAE.validation_step, n)
-elif moment.startswith("rank"):
-    if os.environ.get("LOCAL_RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-        what = moment.partition("-")[2] or "SIGKILL"
-        if what == "nan":
-            VAE.objective = spoilt(VAE.objective, n)
-        else:
-            VAE.training_step = killed(VAE.training_step, n, number=getattr(signal, what))
-elif moment.startswith("SIG"):
-    VAE.training_step = killed(VAE.training_step, n, number=getattr(signal, moment))
-train.main(sys.argv[3:])
+
+
+def arm(moment, n, model=VAE):
+    """See above; ``model`` is the class that is trained."""
+    if moment == "save":
+        torch.save = killed(torch.save, n, half)
+    elif moment == "line":
+        RunLogger.log_metrics = killed(RunLogger.log_metrics, n)
+    elif moment == "batch":
+        model.training_step = killed(model.training_step, n)
+    elif moment == "validation":
+        model.validation_step = killed(model.validation_step, n)
+    elif moment.startswith("rank"):
+        if os.environ.get("LOCAL_RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+            what = moment.partition("-")[2] or "SIGKILL"
+            if what == "nan":
+                model.objective = spoilt(model.objective, n)
+            else:
+                model.training_step = killed(model.training_step, n, number=getattr(signal, what))
+    elif moment.startswith("SIG"):
+        model.training_step = killed(model.training_step, n, number=getattr(signal, moment))
+
+
+if __name__ == "__main__":
+    arm(sys.argv[1], int(sys.argv[2]))
+    train.main(sys.argv[3:])

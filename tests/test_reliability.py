@@ -247,6 +247,10 @@ def test_a_checkpoint_of_another_version_says_so(tmp_path):
     torch.save({"class_path": f"{VAE.__module__}.VAE", "state_dict": model.state_dict()} | arguments, path)
     with pytest.raises(CheckpointError, match=r"a\.ckpt says of its VAE what this version does not understand"):
         load_model(path)
+    arguments = {"hyper_parameters": dict(model.hparams) | {"flash": True}}
+    torch.save({"class_path": f"{VAE.__module__}.VAE", "state_dict": model.state_dict()} | arguments, path)
+    with pytest.raises(CheckpointError, match=r"says of its VAE what this version does not understand \(flash\)"):
+        load_model(path)
     torch.save({"class_path": "lit_generative.models.vae.NewVAE", "state_dict": {}}, path)
     with pytest.raises(CheckpointError, match=r"asks for the class lit_generative\.models\.vae\.NewVAE"):
         load_model(path)
@@ -322,6 +326,24 @@ def test_a_cache_of_images_executes_nothing(tmp_path):
     with pytest.raises(DataError, match=r"\.npy is damaged .*: delete it, it will be made anew"):
         data().prepare_data()
     assert not marker.exists()
+
+
+def test_links_out_of_a_folder_of_images_are_named(tmp_path):
+    from PIL import Image
+
+    for name in ("elsewhere/a", "elsewhere/more/b", "pictures/x/c", "pictures/x/d", "pictures/x/e"):
+        (path := tmp_path / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(path)
+    folder = tmp_path / "pictures"
+    (folder / "x" / "inside.png").symlink_to(folder / "x" / "c.png")
+    load = lambda: ImageFolder(str(folder), 16, test_size=1, val_size=1, cache_dir=str(tmp_path / "cache"))  # noqa: E731
+    load().prepare_data()  # warnings are errors
+    (folder / "x" / "link.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    with pytest.warns(UserWarning, match=r"1 images of .*pictures/x are links to elsewhere.*link\.png is .*/a\.png"):
+        load().prepare_data()
+    (folder / "y").symlink_to(tmp_path / "elsewhere" / "more")
+    with pytest.warns(UserWarning, match="2 images of .*pictures are links to elsewhere, and read"):
+        load().prepare_data()
 
 
 @pytest.mark.parametrize("kind", ["up", "absolute", "link"])

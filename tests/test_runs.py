@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_contract import MODELS
 
 import train
+from datamodules.streets import write
 from lit_generative.runs import RunLogger, WholeCheckpoints, newest_checkpoint
 
 TESTS = Path(__file__).parent
@@ -72,6 +74,32 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(data_dir, 
     assert len(curves(a)) == 3 + 7 and curves(b) == curves(a)
     for name in ("best.ckpt", "last.ckpt"):
         assert differing(state(b, name), state(a, name)) == []
+
+
+@pytest.fixture(scope="module")
+def killed_models(data_dir, tmp_path_factory):
+    """The folder of killed_models.py's runs, and how its processes ended."""
+    folder = tmp_path_factory.mktemp("killed_models")
+    write(folder / "streets", "pairs", {"train": 96, "val": 16}, size=20, seed=0)
+    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1",
+                                "LIT_GENERATIVE_DATA": str(data_dir)}  # fmt: skip
+    command = [sys.executable, TESTS / "killed_models.py", folder / "streets"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=480)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ended = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ended: ")]
+    return folder, {name: [int(code) for code in codes] for name, *codes in ended}, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS, ids=lambda cls: cls.__name__)
+def test_every_model_that_is_killed_ends_as_one_that_is_not(model, killed_models):
+    """In a batch, and half-way through a checkpoint."""
+    folder, ended, errors = killed_models
+    assert ended[model.__name__] == [0, -signal.SIGKILL, -signal.SIGKILL, 0], errors[-3000:]
+    a, b = (folder / model.__name__ / kind / "runs" / "run" / "version_0" for kind in ("whole", "killed"))
+    assert len(curves(a)) >= 5 and curves(b) == curves(a)
+    assert state(a, "last.ckpt")["global_step"] == 10
+    assert differing(state(b, "last.ckpt"), state(a, "last.ckpt")) == []
 
 
 def saved(path, step=0):
