@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_generative.images import save_png, to_uint8
+from lit_generative.whole_files import whole_file
 
 
 def run_folder(trainer: Trainer) -> Path | None:
@@ -65,7 +66,9 @@ def write_film(trainer: Trainer, path: Path, pictures: list[Image.Image], second
     """Write an animated GIF of those pictures that have the size of the last, and show it where a logger can."""
     frames = [picture.convert("RGB").quantize(64) for picture in pictures if picture.size == pictures[-1].size]
     try:
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
+        with whole_file(path) as file:
+            timing: Any = {"duration": round(1000 * seconds), "loop": 0}
+            frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], **timing)
     except OSError as error:
         rank_zero_warn(f"the film {path.name} could not be written: {error}")
         return

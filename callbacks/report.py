@@ -23,8 +23,9 @@ class Report(Callback):
             return
         print(f"\nrun folder       {folder}")
         checkpoint: Any = trainer.checkpoint_callback
-        if checkpoint is not None and checkpoint.best_model_score is not None:
-            score = f"{checkpoint.monitor} = {float(checkpoint.best_model_score):.4f}"
+        best: Any = None if checkpoint is None else checkpoint.best_model_score
+        if best is not None and Path(checkpoint.best_model_path).is_file():  # a full disk may have none
+            score = f"{checkpoint.monitor} = {float(best):.4f}"
             print(f"best checkpoint  {_relative(checkpoint.best_model_path)}  ({score})")
         elif checkpoint is not None and checkpoint.last_model_path:
             print(f"last checkpoint  {_relative(checkpoint.last_model_path)}")

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from datamodules.files import DataError
+from lit_generative.whole_files import whole_file
 
 Files = tuple[Path, ...]  # of one image
 
@@ -154,14 +155,7 @@ def _write(
 def _replace(target: Path, content: Iterable[bytes]) -> None:
     """Write a file that appears whole or not at all."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                file.writelines(content)
-            os.replace(part, target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with whole_file(target, shared=True) as file:
+            file.writelines(content)
     except OSError as error:
         raise DataError(f"{target} cannot be written ({error.strerror}): choose another cache_dir") from error

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from lit_generative.whole_files import whole_file
+
 
 def from_uint8(x: Tensor) -> Tensor:
     """Levels 0..255 to [0, 1], exactly k/255; any shape.
@@ -47,5 +49,5 @@ def grid(x: Tensor, columns: int = 8) -> Tensor:
 
 def save_png(x: Tensor, path: Path) -> None:
     """Write one image ``(C, H, W)`` in [0, 1] as an 8-bit PNG, creating its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(to_uint8(x.detach().cpu()).permute(1, 2, 0).squeeze(-1).numpy()).save(path)
+    with whole_file(path) as file:
+        Image.fromarray(to_uint8(x.detach().cpu()).permute(1, 2, 0).squeeze(-1).numpy()).save(file, format="PNG")

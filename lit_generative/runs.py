@@ -3,7 +3,6 @@
 import csv
 import math
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lit_generative.checkpoints import CheckpointError, read_checkpoint
+from lit_generative.whole_files import whole_file
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -28,21 +28,15 @@ class WholeCheckpoints(TorchCheckpointIO):
     _lost = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        target = Path(path)
-        aside = target.with_name(f".{target.name}.part")  # beside it: nothing is renamed from one disk to another
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)  # its folder may have vanished
-            with aside.open("wb") as file:
+            with whole_file(Path(path)) as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(target)
             self._lost = False
         except (OSError, RuntimeError) as error:  # torch's writer turns the one into the other
             self._lost = True
-            rank_zero_warn(f"the checkpoint {target} could not be written ({error}): the run goes on without it")
-            with suppress(OSError):  # a disk that is gone holds nothing to remove
-                aside.unlink(missing_ok=True)
+            rank_zero_warn(f"the checkpoint {path} could not be written ({error}): the run goes on without it")
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         checkpoint = super().load_checkpoint(path, *args, **kwargs)
@@ -141,15 +135,11 @@ class _Rows(ExperimentWriter):
         self._write(rows)
 
     def _write(self, rows: list[dict[str, str]]) -> None:
-        """All rows, in a file that takes the other's place when it is whole."""
-        path = Path(self.metrics_file_path)
-        aside = path.with_name(f".{path.name}.part")
-        with aside.open("w", newline="") as file:
+        with whole_file(Path(self.metrics_file_path), "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
             if self.metrics_keys:
                 writer.writeheader()
             writer.writerows(rows)
-        aside.replace(path)
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         if not self._there.get(step or 0, set()) >= metrics_dict.keys():  # else written after the checkpoint was

@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_generative.metrics import Gaussian
+from lit_generative.whole_files import whole_file
 
 
 def cache_folder() -> Path:
@@ -43,21 +43,15 @@ def path_of(key: Mapping[str, Any], folder: Path) -> Path:
 
 def save_statistics(path: Path, gaussian: Gaussian, key: Mapping[str, Any]) -> None:
     """Write an .npz that appears whole or not at all; its ``mu`` and ``sigma`` are those of pytorch-fid."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        try:
-            np.savez(
-                file,
-                mu=gaussian.mean.numpy(),
-                sigma=gaussian.covariance.numpy(),
-                count=gaussian.n,
-                rows=gaussian.rows.numpy(),
-                key=json.dumps(key, sort_keys=True),
-            )
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
+    with whole_file(path, shared=True) as file:
+        np.savez(
+            file,
+            mu=gaussian.mean.numpy(),
+            sigma=gaussian.covariance.numpy(),
+            count=gaussian.n,
+            rows=gaussian.rows.numpy(),
+            key=json.dumps(key, sort_keys=True),
+        )
 
 
 def read_statistics(path: Path, key: Mapping[str, Any] | None = None, extractor: str = "") -> Gaussian:

@@ -1,9 +1,12 @@
 """Averaged weights: when they move, where they are in place, what a checkpoint holds."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from stubs import trainer
+from lightning.pytorch.strategies import FSDPStrategy
+from stubs import Sampler, trainer
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -84,6 +87,11 @@ def test_a_checkpoint_samples_with_the_average_and_keeps_the_raw_weights(tmp_pat
     assert_close(model.generator.net[1].weight.detach(), expected)  # whoever samples now has the average too
     # buffers are the model's own, copied
     assert torch.equal(checkpoint["state_dict"]["generator.net.2.running_mean"], model.generator.net[2].running_mean)
+
+
+def test_weights_in_parts_are_refused():
+    with pytest.raises(ValueError, match="EMA wants whole weights, of which FSDP gives every process a part"):
+        EMA(["net"]).setup(SimpleNamespace(strategy=FSDPStrategy()), Sampler(), "fit")
 
 
 def test_a_second_fit_goes_on_from_the_raw_weights(tmp_path):

@@ -18,6 +18,7 @@ ALLOWED = {  # package -> what it may import of ours
         "lit_generative.images",
         "lit_generative.segmentation",
         "lit_generative.statistics",
+        "lit_generative.whole_files",
     ),
     "callbacks": (
         "callbacks",
@@ -35,6 +36,7 @@ ALLOWED = {  # package -> what it may import of ours
         "lit_generative.train_log",
         "lit_generative.runs",
         "lit_generative.checkpoints",
+        "lit_generative.whole_files",
     ),
 }
 

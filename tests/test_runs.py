@@ -15,6 +15,7 @@ from test_contract import MODELS
 import train
 from datamodules.streets import write
 from lit_generative.runs import RunLogger, WholeCheckpoints, newest_checkpoint
+from lit_generative.whole_files import whole_file
 
 TESTS = Path(__file__).parent
 ARGS = ["fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--data.val_size=16", "--model.hidden=[8]",
@@ -121,6 +122,20 @@ def test_a_checkpoint_is_replaced_by_a_whole_one_or_stays(tmp_path, monkeypatch)
     keeper.remove_checkpoint(path)  # the only one that there is
     assert torch.load(path, weights_only=True)["global_step"] == 1
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder" / "a.txt"
+    with whole_file(path, "w") as file:
+        file.write("one")
+        assert not path.exists()
+    with pytest.raises(OSError, match="full"), whole_file(path, "w") as file:
+        file.write("tw")
+        raise OSError("full")
+    with whole_file(path, "w", shared=True) as one, whole_file(path, "w") as other:
+        assert one.name != other.name
+        one.write("three")
+    assert path.read_text() == "three" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
 
 
 def test_the_newest_readable_checkpoint_is_found(tmp_path):
