@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from stubs import trainer
 from test_runs import ARGS, attempt
 
 import train
-from callbacks import SampleGrid, SkipNonFinite, _logging
+from callbacks import SampleGrid, SaveOnSignal, SkipNonFinite, _logging
 from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder
 from datamodules.files import unpack
 from lit_generative.checkpoints import CheckpointError, load_model
@@ -159,6 +161,19 @@ def test_signals_leave_a_checkpoint(data_dir, tmp_path):
     assert done.returncode == 0 and "SIGUSR1: saved" in done.stderr and "step 6" in done.stderr, done.stderr
     # the fifth batch is the last before a validation
     assert torch.load(tmp_path / "a" / last, weights_only=True)["global_step"] == 15
+
+
+def test_a_signal_ends_a_run_whose_every_batch_is_validated(data, tmp_path):
+    class Signal(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    fit = trainer(tmp_path, callbacks=[SaveOnSignal(), Signal()], max_epochs=5, limit_train_batches=1, logger=False)
+    with pytest.raises(SIGTERMException):
+        fit.fit(VAE(hidden=(8,), latent=2), datamodule=data)
+    assert fit.global_step == 3 and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_clock_that_jumps_back_changes_nothing(data, tmp_path, monkeypatch):
