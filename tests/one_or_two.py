@@ -4,17 +4,22 @@ import json
 import os
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, TensorDataset
 
+from lit_generative.bijections import moments, per_channel
 from lit_generative.models.beta_vae import BetaVAE
+from lit_generative.models.dcgan import DCGAN
 from lit_generative.models.ddpm import DDPM
 from lit_generative.models.iwae import IWAE
 from lit_generative.models.latent_diffusion import LatentDiffusion
 from lit_generative.models.latent_flow import LatentFlow
 from lit_generative.models.realnvp import RealNVP
 from lit_generative.models.vae import VAE
+from lit_generative.models.wgan import WGAN, WGANGP
 from train import leave_together
 
 WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
@@ -46,12 +51,39 @@ class SharedNoise(TorchFunctionMode):
         return x.copy_(drawn.index_select(dim, torch.arange(RANK, WHOLE, WORLD)))
 
 
-class Curve(Callback):
-    def __init__(self):
-        self.losses = []
+class Synchronised(nn.BatchNorm2d):
+    """What ``sync_batchnorm`` makes of batch norm; torch's own version of it wants a GPU."""
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.losses.append(float(trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")))
+    def forward(self, x):
+        mean, variance = moments(x)
+        z = (x - per_channel(mean, x)) / per_channel((variance + self.eps).sqrt(), x)
+        return z * per_channel(self.weight, x) + per_channel(self.bias, x)
+
+
+def synchronised(model):
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(parent, name, Synchronised(child.num_features, child.eps))
+    return model
+
+
+class Curves(Logger):
+    """Every value of every line."""
+
+    name = version = None
+
+    def __init__(self):
+        super().__init__()
+        self.losses = {}
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        for name, value in metrics.items():
+            if name.startswith("train/") and name != "train/images_per_second":
+                self.losses.setdefault(name, []).append(value)
 
 
 def models():
@@ -62,6 +94,7 @@ def models():
         RealNVP(stack="dense", couplings=2, width=8, norm="act"), RealNVP(width=4, scales=1, norm="none"),
         LatentFlow(hidden=(8,), latent=4, couplings=2, width=8), DDPM(channels=(8, 8), groups=4, steps=20),
         LatentDiffusion(vae, width=8, depth=1, steps=20),
+        DCGAN(width=4, latent=4), WGAN(width=4, latent=4, n_critic=2), WGANGP(width=4, latent=4, n_critic=2),
     ]  # fmt: skip
 
 
@@ -71,15 +104,15 @@ def main():
     curves = {}
     torch.manual_seed(0)
     for i, model in enumerate(models()):
-        curve, shared = Curve(), SharedNoise()
+        found, shared = Curves(), SharedNoise()
         shared.count = 0
         strategy = "auto" if WORLD == 1 else "ddp_find_unused_parameters_true"
         options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
         fit = Trainer(accelerator="cpu", devices=WORLD, strategy=strategy, use_distributed_sampler=False, max_epochs=2,
-                      limit_val_batches=0, callbacks=[curve], logger=False, **options)  # fmt: skip
+                      limit_val_batches=0, logger=found, log_every_n_steps=1, **options)  # fmt: skip
         with shared:
-            fit.fit(model, DataLoader(TensorDataset(mine, torch.zeros(len(mine))), BATCH))
-        curves[f"{i} {type(model).__name__}"] = curve.losses
+            fit.fit(synchronised(model), DataLoader(TensorDataset(mine, torch.zeros(len(mine))), BATCH))
+        curves[f"{i} {type(model).__name__}"] = found.losses
     if RANK == 0:
         print("curves: " + json.dumps(curves))
 

@@ -122,7 +122,7 @@ def test_a_loss_of_one_process_that_is_no_number_stops_all(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path):
-    """Every model without batch norm and a game; of games see test_adversarial.py."""
+    """Batch norm is synchronised; of Pix2Pix see test_adversarial.py."""
 
     def losses_of(*launcher):
         environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
@@ -133,7 +133,10 @@ def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path):
         return json.loads(line.removeprefix("curves: "))
 
     one, two = losses_of(), losses_of("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
-    assert len(one) == 8 and one.keys() == two.keys()
+    assert len(one) == 11 and one.keys() == two.keys()
     for name, losses in one.items():
-        # Adam's first steps go by the sign of a gradient, be it one of rounding errors
-        assert len(losses) == 6 and two[name] == pytest.approx(losses, rel=5e-3 if "Latent" in name else 1e-4), name
+        assert losses.keys() == two[name].keys() and losses
+        for term, curve in losses.items():
+            # Adam's first steps go by the sign of a gradient, be it one of rounding errors
+            near = pytest.approx(curve, rel=5e-3 if "Latent" in name else 1e-4, abs=1e-4)
+            assert len(curve) >= 3 and two[name][term] == near, f"{name} {term}"
