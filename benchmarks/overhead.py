@@ -60,15 +60,15 @@ class Data(LightningDataModule):
 
 
 class Clock(Callback):
-    """Time between the starts of the step ``WARMUP`` and of the one ``steps`` later."""
+    """Time between the starts of the step ``warmup`` and of the one ``steps`` later."""
 
-    def __init__(self, steps):
-        self.steps = steps
+    def __init__(self, steps, warmup=WARMUP):
+        self.steps, self.warmup = steps, warmup
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if batch_idx == WARMUP:
+        if batch_idx == self.warmup:
             self.start = time.perf_counter()
-        elif batch_idx == WARMUP + self.steps:
+        elif batch_idx == self.warmup + self.steps:
             self.milliseconds = (time.perf_counter() - self.start) / self.steps * 1000
 
 

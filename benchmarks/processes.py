@@ -20,12 +20,12 @@ import warnings
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Trainer
+from overhead import Clock, Data
 
 from callbacks import SaveOnSignal
 from datamodules.loader import TensorLoader
 from lit_generative.adversarial import frozen
-from lit_generative.images import from_uint8
 from lit_generative.models.dcgan import DCGAN
 from lit_generative.models.ddpm import DDPM
 from lit_generative.models.realnvp import RealNVP
@@ -42,33 +42,12 @@ MODELS = {  # and the images of a batch
 }
 
 
-class Data(LightningDataModule):
-    def __init__(self, batch, rank, world):
-        super().__init__()
-        count = (2 * WARMUP + 200) * batch * world
-        images = torch.randint(256, (1024, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-        rows = torch.arange(count) % len(images)
-        self.loader = TensorLoader(images, torch.zeros(len(images), dtype=torch.long), batch, shuffle=True,
-                                   drop_last=True, seed=0, rank=rank, world_size=world, rows=rows)  # fmt: skip
-
-    def train_dataloader(self):
-        return self.loader
-
-    def on_after_batch_transfer(self, batch, dataloader_idx):
-        return from_uint8(batch[0]), batch[1]
-
-
-class Clock(Callback):
-    """Time between the ends of the first steps and of the last."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if batch_idx == WARMUP:
-            self.start = time.perf_counter()
-        elif batch_idx == WARMUP + self.steps:
-            self.milliseconds = (time.perf_counter() - self.start) / self.steps * 1000
+def loader(batch, rank, world):
+    images = torch.randint(256, (1024, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    rows = torch.arange((2 * WARMUP + 200) * batch * world) % len(images)
+    labels = torch.zeros(len(images), dtype=torch.long)
+    ranks = {"rank": rank, "world_size": world}
+    return TensorLoader(images, labels, batch, shuffle=True, drop_last=True, seed=0, rows=rows, **ranks)
 
 
 def turn(model, optimizers, batch):
@@ -106,7 +85,7 @@ def compute(build, batch, steps):
 
 
 def together(build, batch, steps, rank, world, folder):
-    clock = Clock(steps)
+    clock = Clock(steps, WARMUP)
     torch.manual_seed(0)
     model = build()
     strategy = "ddp" if model.automatic_optimization else "ddp_find_unused_parameters_true"
@@ -123,7 +102,7 @@ def together(build, batch, steps, rank, world, folder):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, Data(batch, rank, world))
+    trainer.fit(model, Data(loader(batch, rank, world)))
     return clock.milliseconds
 
 
