@@ -40,11 +40,13 @@ from lit_generative.checkpoints import (
     read_checkpoint,
     require_same_meaning,
     require_same_shapes,
+    saved_class,
 )
 from lit_generative.commands import export, sample
 from lit_generative.module import GenerativeModel
 from lit_generative.protocols import Reconstructs, Samples, Translates
 from lit_generative.runs import LastCheckpoint, RunLogger, WholeCheckpoints, newest_checkpoint
+from lit_generative.sampling import no_memory
 from lit_generative.train_log import NonFiniteError
 
 # Lightning 2.6 under torch >= 2.12, several times a run; nothing that its user could mend
@@ -55,6 +57,8 @@ warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint nee
 warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
 # weights of one channel have two layouts at once: the same memory under other strides
 warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+# Lightning 2.6 under torch >= 2.12 again
+warnings.filterwarnings("ignore", ".*all_gather is deprecated")
 
 DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` and `export` take a checkpoint."
 FREE = ("data_dir", "batch_size", "cache_dir", "download")  # what a run that goes on may change of its data
@@ -109,14 +113,12 @@ class CLI(LightningCLI):
         path = option(args, "--ckpt_path")
         if path is not None and path not in ("best", "last", "hpc"):
             self.checkpoint = read_checkpoint(path)
-            saved = {"model": model_config(self.checkpoint), "data": data_config(self.checkpoint)}
-            # other data than those of training have nothing of their arguments
-            mine = {key: name for key in CHOICES if (name := option(args, f"--{key}")) is not None}
-            saved = {
-                key: value
-                for key, value in saved.items()
-                if value is not None and mine.get(key, "").split(".")[-1] in ("", value["class_path"].split(".")[-1])
-            }
+            saved = {}
+            for key, described in (("model", model_config), ("data", data_config)):
+                mine, theirs = option(args, f"--{key}"), saved_class(self.checkpoint, key)
+                # other data than those of training have nothing of their arguments
+                if theirs is not None and (mine is None or mine.split(".")[-1] == theirs.split(".")[-1]):
+                    saved[key] = described(self.checkpoint)
             args = [args[0], "--config", json.dumps(saved), *args[1:]]
         self.config = parser.parse_args(args[:1] + classes_first(args[1:]))
         config = self.config[self.config.subcommand]
@@ -135,8 +137,11 @@ class CLI(LightningCLI):
     def _resume(self, config: Namespace) -> None:
         if config.ckpt_path is not None or config.checkpoint.dirpath is not None:
             raise ValueError("--resume finds the checkpoint in the run's folder: leave out --ckpt_path and dirpath")
-        path = newest_checkpoint(Path(config.trainer.default_root_dir) / config.name)
-        if path is not None:
+        runs = Path(config.trainer.default_root_dir) / config.name
+        path = newest_checkpoint(runs)
+        if path is None:
+            rank_zero_info(f"the newest run in {runs}, if any, has no checkpoint to go on from: beginning anew")
+        else:
             self.checkpoint, config.ckpt_path = read_checkpoint(path), str(path)
             self._require_same_data(config, path)
             before, now = model_config(self.checkpoint)["init_args"], config.model.init_args
@@ -206,7 +211,6 @@ class CLI(LightningCLI):
                 config.checkpoint.monitor = getattr(self.model, "monitor", DEFAULT_MONITOR)
             if getattr(self.datamodule, "val_size", None) == 0:
                 config.checkpoint.monitor = None  # nothing to choose by: the last epoch's is kept
-            config.checkpoint.save_last = config.checkpoint.save_last or config.checkpoint.monitor is None
         if config.trainer.logger is False:
             self.save_config_callback = None  # there is no folder of its own for it
         else:
@@ -235,12 +239,9 @@ class CLI(LightningCLI):
         trainer = super().instantiate_trainer(
             callbacks=[*callbacks, PredictionWriter(), Report(), SaveOnSignal(), WandbRecord()], **kwargs
         )
-        if saves and config.checkpoint.monitor is not None:
+        if saves:
             # behind the best, whose own save_last writes only when there is a better one
-            trainer.callbacks.append(LastCheckpoint(config.checkpoint.dirpath))  # type: ignore[attr-defined]
-        if saves and config.save_every is not None:
-            often = LastCheckpoint(config.checkpoint.dirpath, config.save_every)
-            trainer.callbacks.append(often)  # type: ignore[attr-defined]
+            trainer.callbacks.append(LastCheckpoint(config.save_every))  # type: ignore[attr-defined]
         return trainer
 
 
@@ -263,6 +264,7 @@ def start_wandb(logger: WandbLogger) -> None:
         logger.experiment  # noqa: B018  (begins it)
     except (wandb.Error, OSError) as error:
         rank_zero_warn(f"W&B cannot be reached ({error}): the run is recorded offline, for `wandb sync`")
+        wandb.teardown()  # it reads its settings once
         os.environ["WANDB_MODE"] = "offline"
         logger.experiment  # noqa: B018
 
@@ -334,12 +336,11 @@ def main(args: list[str]) -> None:
         else:
             CLI(args)
             leave_together()
-    except SIGTERMException:
+    except SIGTERMException as asked:
         leave_together()
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(128 + int(next(iter(asked.args), signal.SIGTERM)))
     except (
         ArgumentError, CheckpointError, MisconfigurationException, NonFiniteError, OSError, TypeError, ValueError,
-        torch.OutOfMemoryError,
     ) as error:  # fmt: skip
         if debug:
             raise
@@ -347,12 +348,11 @@ def main(args: list[str]) -> None:
         said = isinstance(error, NonFiniteError) and int(os.environ.get("LOCAL_RANK", 0)) > 0
         sys.exit(1 if said else f"error: {readable(error)} (--debug shows where)")
     except RuntimeError as error:
-        if debug or "by peer" not in str(error):  # which gloo says of connections
+        lost = "by peer" in str(error)  # which gloo says of connections
+        if debug or not (lost or no_memory(error)):
             raise
-        sys.exit(
-            "error: another process of this run has ended: it said why above, or was killed, as where memory is short "
-            "(--debug shows where it was missed)"
-        )
+        reason = "another process of this run has ended: it said why above, or was killed, as for want of memory"
+        sys.exit(f"error: {reason if lost else str(error).splitlines()[0]} (--debug shows where)")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lit_generative.checkpoints import read_checkpoint
+
 ROOT = Path(__file__).parents[1]
 TRAIN = 60_000
 
@@ -48,11 +50,13 @@ def main():
 
 
 def fit(config, output, name, steps, held_out, *more):
-    """The folder of a run, trained unless it is there."""
+    """The folder of a run, trained to its end unless it was; one that was interrupted goes on."""
+    name = f"{name}_{steps}"
     folder = output / name / "version_0"
-    if not (folder / "checkpoints" / "last.ckpt").is_file():
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file() or read_checkpoint(last)["global_step"] < steps:
         every = max(1, steps // 20)
-        command = [sys.executable, ROOT / "train.py", "fit", "--config", config, "--name", name, *more]
+        command = [sys.executable, ROOT / "train.py", "fit", "--config", config, "--name", name, "--resume", *more]
         command += ["--trainer.default_root_dir", output, "--data.val_size", held_out, "--trainer.callbacks", "[]"]
         command += ["--trainer.max_epochs", -1, "--trainer.max_steps", steps, "--trainer.limit_val_batches", 20]
         command += ["--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", every]

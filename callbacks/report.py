@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks._logging import run_folder
+from lit_generative.runs import last_checkpoint
 
 
 class Report(Callback):
@@ -26,9 +27,11 @@ class Report(Callback):
         best: Any = None if checkpoint is None else checkpoint.best_model_score
         if best is not None and Path(checkpoint.best_model_path).is_file():  # a full disk may have none
             score = f"{checkpoint.monitor} = {float(best):.4f}"
+            if checkpoint.best_model_path in getattr(trainer.strategy.checkpoint_io, "lost", ()):
+                score = "an older one: the best could not be written"
             print(f"best checkpoint  {_relative(checkpoint.best_model_path)}  ({score})")
-        elif checkpoint is not None and checkpoint.last_model_path:
-            print(f"last checkpoint  {_relative(checkpoint.last_model_path)}")
+        elif (last := last_checkpoint(trainer)) is not None and last.is_file():
+            print(f"last checkpoint  {_relative(last)}")
         _print_pictures(folder)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,6 +108,6 @@ def _print_pictures(folder: Path) -> None:
         print(f"{kind:<{width}} {path}")
 
 
-def _relative(path: str) -> Path:
+def _relative(path: str | Path) -> Path:
     absolute = Path(path)
     return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute

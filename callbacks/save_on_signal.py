@@ -1,7 +1,7 @@
 """Runs that are asked to end, or to save."""
 
+import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,66 +9,76 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_generative.runs import validates_next
+from lit_generative.runs import last_checkpoint, step_begun, validates_next
 
 
 class SaveOnSignal(Callback):
-    """Write ``last.ckpt`` on SIGTERM, which then ends the run, and on SIGUSR1, with which it goes on.
+    """Write ``last.ckpt`` on SIGTERM or Ctrl-C, which then end the run, and on SIGUSR1, with which it goes on.
 
-    A signal to any process of a run is one to all: they agree after every batch (two numbers are exchanged). Nothing
-    is written within an accumulation or before a validation, which a run that goes on from there would leave out: the
-    next batch is waited for, or where a validation follows that too, the checkpoint of the last one stays.
+    A signal to any process of a run is one to all: they agree after every batch (a few numbers are exchanged). A step
+    that is begun is completed first. Where a validation or the end of the epoch comes next the run ends behind these,
+    where `LastCheckpoint` has written. A second Ctrl-C does not wait; a test or a prediction of several processes just
+    ends.
     """
 
-    _asked = ""
-    _waited = False
-    _before: tuple[tuple[int, Any], ...] = ()  # signals and the handlers that stood there
+    numbers = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+    _asked: signal.Signals | None = None  # in the order above
+    _ends: signal.Signals | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._asked, self._waited = "", False
-        # Lightning's own handler exchanges numbers in the midst of whatever the processes exchange
-        numbers = [signal.SIGTERM]
-        if hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
-            numbers.append(signal.SIGUSR1)
-        self._before = tuple((number, signal.signal(number, self._ask)) for number in numbers)
+        # In several processes Lightning's own handler waits for the others in the midst of whatever they exchange.
+        # When training ends Lightning puts back what stood here before its own.
+        if signal.getsignal(signal.SIGTERM) != self._ask:
+            self._asked = self._ends = None
+        for number in self.numbers:
+            usual = (signal.SIG_DFL, signal.default_int_handler)  # others are somebody's, as in the background
+            if number == signal.SIGTERM or signal.getsignal(number) in usual:
+                signal.signal(number, self._ask)
+
+    on_sanity_check_start = on_train_start
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    on_predict_start = on_test_start
 
     def _ask(self, number: int, frame: Any) -> None:
-        if self._asked != "SIGTERM":  # which says more
-            self._asked = signal.Signals(number).name
+        asked = signal.Signals(number)
+        if asked == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.write(2, b"\nending behind this batch, or the validation that is due; again: at once\n")
+        if self._asked is None or self.numbers.index(asked) < self.numbers.index(self._asked):
+            self._asked = asked
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.world_size > 1:
-            asked = torch.tensor([self._asked == "SIGTERM", self._asked != ""], device=pl_module.device)
-            ends, saves = trainer.strategy.reduce(asked.float(), reduce_op="sum").tolist()
-            self._asked = "SIGTERM" if ends else "SIGUSR1" if saves else ""
-        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
-        if not self._asked or accumulating:
+            flags = torch.tensor([float(self._asked == number) for number in self.numbers], device=pl_module.device)
+            counts = trainer.strategy.reduce(flags, reduce_op="sum").tolist()
+            self._asked = next((n for n, count in zip(self.numbers, counts, strict=True) if count), None)
+        if self._asked is None or step_begun(trainer):
             return
-        ends = self._asked == "SIGTERM"
-        if not validates_next(trainer, batch_idx):
-            self._save(trainer)
-        elif not (ends and self._waited):
-            self._waited = True
+        asked, self._asked = self._asked, None
+        ends = asked in (signal.SIGTERM, signal.SIGINT)
+        if validates_next(trainer):
+            self._ends = asked if ends else None
+            rank_zero_info(f"{asked.name}: last.ckpt follows the validation, or the epoch")
             return
-        self._asked, self._waited = "", False
+        self._save(trainer, asked.name)
         if ends:
-            raise SIGTERMException
+            raise SIGTERMException(asked)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.on_train_end(trainer, pl_module)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._ends is not None:
+            raise SIGTERMException(self._ends)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for number, handler in self._before:
-            signal.signal(number, handler)
-        self._before = ()
-
-    def _save(self, trainer: Trainer) -> None:
-        keeper: Any = trainer.checkpoint_callback
-        if keeper is None or keeper.dirpath is None:
-            rank_zero_info(f"{self._asked}: no checkpoint is written in a run without checkpoints")
+    @staticmethod
+    def _save(trainer: Trainer, name: str) -> None:
+        path = last_checkpoint(trainer)
+        if path is None:
+            rank_zero_info(f"{name}: no checkpoint is written in a run without checkpoints")
             return
-        path = Path(keeper.dirpath) / "last.ckpt"
-        trainer.save_checkpoint(path)
-        rank_zero_info(f"{self._asked}: saved {path}, step {trainer.global_step}")
+        trainer.save_checkpoint(path, weights_only=False)
+        rank_zero_info(f"{name}: saved {path}, step {trainer.global_step}")

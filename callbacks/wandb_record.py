@@ -67,7 +67,8 @@ class WandbRecord(Callback):
             shown: dict[str, Any] = {STEP: trainer.global_step}
             for name, network in pl_module.named_children():
                 if weights := [p.detach().flatten() for p in network.parameters()]:
-                    shown[f"weights/{name}"] = wandb.Histogram(torch.cat(weights).float().cpu().tolist())
+                    numbers: Any = torch.cat(weights).float().cpu().numpy()
+                    shown[f"weights/{name}"] = wandb.Histogram(numbers)
             run.log(shown)
 
         self._tell(trainer, histograms)

@@ -129,11 +129,12 @@ class TensorLoader:
             ValueError: That is within an epoch, and there are more or fewer images in a step now.
         """
         step = self.batch_size * self.world_size
-        left = self.count - state["position"] * state["step"]
-        within = state["position"] > 0 and left >= (state["step"] if self.drop_last else 1)
-        if within and step != state["step"]:
+        before = state.get("step", step)
+        left = self.count - state["position"] * before
+        within = state["position"] > 0 and left >= (before if self.drop_last else 1)
+        if within and step != before:
             raise ValueError(
-                f"the checkpoint lies within an epoch with {state['step']} images a step, and here are {step}: keep "
+                f"the checkpoint lies within an epoch with {before} images a step, and here are {step}: keep "
                 "--data.batch_size times the number of processes, or take a checkpoint from the end of an epoch"
             )
         self.epoch, self.position = state["epoch"], state["position"]

@@ -74,6 +74,11 @@ class Adversarial(GenerativeModel):
         if stage == "fit":
             self.require_unused_parameters("moves one network at a time")
 
+    @property
+    def step_begun(self) -> bool:
+        """Whether there are gradients of a step that more batches will complete."""
+        return bool(self._waiting)
+
     # -- what a model writes -----------------------------------------------------------------------
 
     def generate(self, batch: Batch) -> Tensor:
@@ -99,9 +104,10 @@ class Adversarial(GenerativeModel):
             self._play(batch, *optimizers)
         self.images_seen += len(batch[0]) * self.trainer.world_size
         self._step_schedules("step", self.trainer.global_step)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            steps = {"generator_steps": self.generator_steps, "images_seen": self.images_seen}
-            self.log_dict({f"train/{name}": float(value) for name, value in steps.items()})
+
+    def counters(self) -> dict[str, int]:
+        own = {"generator_steps": self.generator_steps, "images_seen": self.images_seen}
+        return super().counters() | own
 
     def on_train_epoch_end(self) -> None:
         self._step_schedules("epoch", self.current_epoch + 1)

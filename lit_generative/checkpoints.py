@@ -2,6 +2,8 @@
 
 import inspect
 import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -48,18 +50,21 @@ def read_safely(path: Path) -> Any:
             with ZipFile(path) as file:
                 if torn := file.testzip():  # torch itself does not look at the checksums
                     raise RuntimeError(f"the checksum of its part {torn} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's about what follows as an error
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        first_line = str(error).splitlines()[0]
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        objects = f"objects{f' ({named[1]})' if named else ''} other than tensors and plain types"
         raise CheckpointError(
-            f"{path} holds objects other than tensors and plain types and was not loaded, "
-            f"or it is damaged: {first_line}"
+            f"{path} holds {objects}, which may execute code, and was not loaded; or it is damaged"
         ) from error
     except (
         OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AssertionError, AttributeError,
         SafetensorError, BadZipFile,
     ) as error:  # fmt: skip
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
+        reason = str(error).partition(". ")[0]  # torch says what may be its cause, at length
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {reason}") from error
 
 
 def known_classes(base: type, package: str = "") -> list[type]:
@@ -90,6 +95,9 @@ def described(cls: type, path: str, saved: dict[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: There are some that no version known here has.
     """
+    own = inspect.signature(cls).parameters
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in own.values()):
+        return {"class_path": path, "init_args": dict(saved)}
     # hyper-parameters also hold those of parent classes
     known = {name for parent in cls.__mro__ for name in inspect.signature(parent.__init__).parameters}  # type: ignore[misc]
     if unknown := [name for name in saved if name not in known]:
@@ -97,8 +105,12 @@ def described(cls: type, path: str, saved: dict[str, Any]) -> dict[str, Any]:
             f"the checkpoint says of its {cls.__name__} what this version does not understand "
             f"({', '.join(map(str, unknown))}): it may be a newer one's"
         )
-    own = inspect.signature(cls).parameters
     return {"class_path": path, "init_args": {name: value for name, value in saved.items() if name in own}}
+
+
+def saved_class(checkpoint: dict[str, Any], key: str) -> str | None:
+    """The class of a checkpoint's ``model`` or ``data``; None if it was not trained through a datamodule."""
+    return checkpoint["class_path"] if key == "model" else (checkpoint.get("data") or {}).get("class_path")
 
 
 def data_config(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
@@ -111,6 +123,9 @@ def data_config(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
 
 def require_same_shapes(model: torch.nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
     """Raise a CheckpointError that names the weights of a checkpoint that do not fit into ``model``."""
+    name, trained = type(model).__name__, checkpoint["class_path"].split(".")[-1]
+    if name != trained:
+        raise CheckpointError(f"{path} holds a {trained}, no {name}")
     ours, theirs = model.state_dict(), checkpoint["state_dict"]
     differing = [
         f"{name} {tuple(theirs[name].shape) if name in theirs else 'missing'}, "
@@ -120,7 +135,7 @@ def require_same_shapes(model: torch.nn.Module, checkpoint: dict[str, Any], path
     ]
     if differing:
         raise CheckpointError(
-            f"{path} holds a {checkpoint['class_path'].split('.')[-1]} of another size ({differing[0]}; "
+            f"{path} holds a {trained} of another size ({differing[0]}; "
             f"{len(differing)} weights differ): leave out the --model arguments, or the recipe, that change the network"
         )
 
@@ -137,19 +152,23 @@ def require_same_meaning(model: nn.Module, checkpoint: dict[str, Any]) -> None:
             )
 
 
+def build(cls: type, arguments: dict[str, Any], path: str | Path) -> LightningModule:
+    """An object of the class with the arguments that ``path`` has for it, or a CheckpointError."""
+    try:
+        return cls(**arguments)
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} says of its {cls.__name__} what this version does not understand ({error})"
+        ) from error
+
+
 def load_model(path: str | Path) -> LightningModule:
     """Rebuild the model that a checkpoint holds, with its weights, in eval mode on the CPU."""
     checkpoint = read_checkpoint(path)
     config = model_config(checkpoint)
-    cls = find_class(config["class_path"], LightningModule)
-    try:
-        model = cls(**config["init_args"])
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"{path} says of its {cls.__name__} what this version does not understand ({error})"
-        ) from error
+    model = build(find_class(config["class_path"], LightningModule), config["init_args"], path)
     require_same_shapes(model, checkpoint, path)
     model.load_state_dict(checkpoint["state_dict"])
     return model.eval()

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_generative.randomness import mixed_seed, rng_states, set_rng_states
 from lit_generative.train_log import TrainLog
@@ -40,7 +41,8 @@ class GenerativeModel(TrainLog):
     def setup(self, stage: str) -> None:
         self.require_fitting(getattr(self.trainer, "datamodule", None))
         strategy: Any = self.trainer.strategy
-        if stage == "fit" and getattr(strategy, "_layer_sync", None) is not None and strategy.root_device.type == "cpu":
+        synchronised = getattr(strategy, "_layer_sync", None) is not None and strategy.root_device.type == "cpu"
+        if stage == "fit" and synchronised and any(isinstance(m, _BatchNorm) for m in self.modules()):
             raise ValueError("batch norm cannot be synchronised on CPUs: add --trainer.sync_batchnorm false")
 
     def require_fitting(self, data: Any) -> None:
@@ -215,12 +217,15 @@ class GenerativeModel(TrainLog):
         now = self.hparams.get("lr")
         if before is None or now is None or now == before:
             return
+        if before == 0:
+            raise ValueError(f"lr was 0 until here, and its schedule says nothing of {now}: begin anew with init_from")
+        factor = now / before
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] *= now / before
-                group["initial_lr"] = group.get("initial_lr", before) * now / before
+                group["lr"] *= factor
+                group["initial_lr"] = group.get("initial_lr", before) * factor
         for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.base_lrs = [lr * now / before for lr in config.scheduler.base_lrs]
+            config.scheduler.base_lrs = [lr * factor for lr in config.scheduler.base_lrs]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.training_seconds = checkpoint.get("training_seconds", 0.0)
@@ -237,6 +242,7 @@ class GenerativeModel(TrainLog):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample."""
+        self.require_finite_weights(checkpoint["state_dict"])
         checkpoint["rng_state"] = {
             kind: (self.all_gather(state.to(self.device)).cpu() if self.processes > 1 else state[None])  # type: ignore[union-attr]
             for kind, state in rng_states(self.device).items()

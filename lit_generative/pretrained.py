@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lit_generative.checkpoints import (
     CheckpointError,
+    build,
     described,
     find_class,
     read_safely,
@@ -20,6 +21,7 @@ from lit_generative.checkpoints import (
     require_same_shapes,
 )
 from lit_generative.module import GenerativeModel, class_path
+from lit_generative.whole_files import whole_file
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # best first, where a place holds several files
@@ -97,9 +99,10 @@ def read_weights(path: str | Path, raw: bool = False) -> dict[str, Tensor]:
         saved = saved["state_dict"]
     if not isinstance(saved, dict) or not saved or not all(isinstance(v, Tensor) for v in saved.values()):
         raise CheckpointError(f"{path} holds no state dict, that is, tensors by name")
-    if raw and not isinstance(averaged, dict):
+    others = averaged.get("weights") if isinstance(averaged, dict) else None
+    if raw and not isinstance(others, dict):
         raise CheckpointError(f"{path} holds no averaged weights, and so no raw ones beside them: leave out #raw")
-    return saved | averaged["weights"] if raw and averaged else saved
+    return saved | others if raw and others else saved
 
 
 def start_from(model: GenerativeModel, source: str) -> None:
@@ -136,9 +139,9 @@ def start_from(model: GenerativeModel, source: str) -> None:
     report += f"; {len(skipped)} skipped ({', '.join(skipped[:3])}{', ...' * (len(skipped) > 3)})" if skipped else ""
     report += f"; {len(fresh)} left fresh ({', '.join(fresh[:3])}{', ...' * (len(fresh) > 3)})" if fresh else ""
     if not fitting or (2 * left > total and not partly):
+        remedy = " If it is meant, write #partly behind it" if fitting else ""
         raise CheckpointError(
-            f"{report}: that is {left:,} of {total:,} numbers; is it a checkpoint of another model? "
-            "If it is meant, write #partly behind it"
+            f"{report}: that is {left:,} of {total:,} numbers; is it a checkpoint of another model?{remedy}"
         )
     model.load_state_dict(fitting, strict=False)
     rank_zero_info(report)
@@ -157,14 +160,14 @@ def save_pretrained(model: GenerativeModel, folder: str | Path) -> None:
     for name in (WEIGHTS, CONFIG):
         if (folder / name).exists():
             raise FileExistsError(f"{folder / name} exists already: choose another folder, or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
     # safetensors wants every tensor whole and its own
-    state = {name: v.detach().cpu().contiguous().clone() for name, v in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
-    config = described(type(model), class_path(model), dict(model.hparams)) | {
-        "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
-    }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    content = save({name: v.detach().cpu().contiguous().clone() for name, v in model.state_dict().items()})
+    config = described(type(model), class_path(model), dict(model.hparams))
+    config["sha256"] = hashlib.sha256(content).hexdigest()
+    with whole_file(folder / WEIGHTS) as file:
+        file.write(content)
+    with whole_file(folder / CONFIG, "w") as file:
+        file.write(json.dumps(config, indent=2) + "\n")
 
 
 def from_pretrained(source: str | Path) -> GenerativeModel:
@@ -174,18 +177,26 @@ def from_pretrained(source: str | Path) -> GenerativeModel:
         CheckpointError: Weights or description are missing or damaged, or do not fit together.
     """
     weights = fetch(str(source))
+    if weights.suffix == ".ckpt":
+        raise CheckpointError(f"{source} is a checkpoint: `lit_generative.checkpoints.load_model` reads those")
+    if not weights.is_file():
+        raise CheckpointError(f"there is neither a folder nor a file {source}")
     path = weights.with_name(CONFIG)
     if not path.is_file() and str(source).startswith("hf://"):
         repository = str(source).partition(":")[2].removeprefix("//").partition(":")[0]
         path = _from_hugging_face(f"hf://{repository}:{CONFIG}")
     try:
         config: dict[str, Any] = json.loads(path.read_text())
-        wanted, arguments, checksum = config["class_path"], config["init_args"], config["sha256"]
+        wanted, checksum = config["class_path"], config["sha256"]
+        cls = find_class(wanted, GenerativeModel)
+        arguments = described(cls, wanted, config["init_args"])["init_args"]
+    except CheckpointError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} does not say what model this is ({error})") from error
     if hashlib.sha256(weights.read_bytes()).hexdigest() != checksum:
         raise CheckpointError(f"{weights} is damaged: its checksum is not that of {path}")
-    model = find_class(wanted, GenerativeModel)(**arguments)
+    model: Any = build(cls, arguments, path)
     state = load_file(weights)
     require_same_shapes(model, {"class_path": wanted, "state_dict": state}, weights)
     model.load_state_dict(state)

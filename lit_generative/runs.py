@@ -3,16 +3,18 @@
 import csv
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lit_generative.checkpoints import CheckpointError, read_checkpoint
@@ -25,7 +27,9 @@ class WholeCheckpoints(TorchCheckpointIO):
     A disk that is full or gone costs a checkpoint and not the run: a warning says so, and older checkpoints stay.
     """
 
-    _lost = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: set[str] = set()  # paths whose newest checkpoint could not be written
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
@@ -33,9 +37,9 @@ class WholeCheckpoints(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            self._lost = False
+            self.lost.discard(str(path))
         except (OSError, RuntimeError) as error:  # torch's writer turns the one into the other
-            self._lost = True
+            self.lost.add(str(path))
             rank_zero_warn(f"the checkpoint {path} could not be written ({error}): the run goes on without it")
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -52,32 +56,64 @@ class WholeCheckpoints(TorchCheckpointIO):
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
-        if not self._lost:  # else it may be the last that there is
+        if not self.lost:  # else it may be the last that there is
             super().remove_checkpoint(path)
 
 
-def validates_next(trainer: Trainer, batch_idx: int) -> bool:
+def step_begun(trainer: Trainer) -> bool:
+    """Whether the batches so far hold a part of a step, behind which no run can go on."""
+    accumulating = (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0
+    # the last batch completes its step
+    return (accumulating and not trainer.is_last_batch) or getattr(trainer.lightning_module, "step_begun", False)
+
+
+def validates_next(trainer: Trainer) -> bool:
     """Whether a validation comes behind this batch of training, or the end of the epoch."""
-    return trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
+    loop = trainer.fit_loop.epoch_loop
+    # as Lightning counts: over epochs where validations do not go by them
+    batches = (loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx) + 1
+    return trainer.is_last_batch or batches % (trainer.val_check_batch or math.inf) == 0
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Keep ``last.ckpt``, whatever the best is.
+def last_checkpoint(trainer: Trainer) -> Path | None:
+    """``last.ckpt`` beside the run's other checkpoints, be it there or not; None in a run without checkpoints."""
+    folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+    return None if folder is None else Path(folder) / "last.ckpt"
+
+
+class LastCheckpoint(Checkpoint):
+    """Keep ``last.ckpt``, whatever the best is: after every epoch, and after validations within it.
 
     Args:
-        dirpath: Its folder; None: the run's.
-        every_n_train_steps: None: after every epoch. Else so often, but not where a validation comes next: a run that
-            goes on from there would leave that validation out.
+        every_n_steps: Also so often, each time behind the next batch from which a run can go on exactly.
     """
 
-    def __init__(self, dirpath: str | Path | None = None, every_n_train_steps: int | None = None) -> None:
-        super().__init__(dirpath, "last", enable_version_counter=False, every_n_train_steps=every_n_train_steps)
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        self.every_n_steps, self._saved = every_n_steps, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not validates_next(trainer, batch_idx):
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        every = self.every_n_steps
+        due = every is not None and trainer.global_step // every > self._saved // every
+        if due and not validates_next(trainer):  # a run that goes on from there would leave it out
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.is_last_batch:  # else the end of the epoch follows
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        path = last_checkpoint(trainer)
+        if path is not None and trainer.global_step > self._saved and not step_begun(trainer):
+            trainer.save_checkpoint(path, weights_only=False)
+            self._saved = trainer.global_step
 
 
 class RunLogger(CSVLogger):
@@ -101,11 +137,14 @@ class RunLogger(CSVLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        columns = [*self.experiment.metrics_keys]
+        columns, path = [*self.experiment.metrics_keys], Path(self.experiment.metrics_file_path)
+        size = path.stat().st_size if path.is_file() else 0
         try:
             super().save()
         except OSError as error:  # rows wait in memory for the next time
             self.experiment.metrics_keys = columns
+            with suppress(OSError):  # gone
+                os.truncate(path, size)
             rank_zero_warn(f"{self.experiment.metrics_file_path} could not be written: {error}")
 
 
@@ -147,20 +186,20 @@ class _Rows(ExperimentWriter):
 
 
 def newest_checkpoint(runs: Path) -> Path | None:
-    """The newest readable checkpoint of the newest run in a folder of runs, ``version_*``; None if there is none.
+    """The newest readable checkpoint of the newest run in a folder of runs, ``version_*``; None if it has none.
 
     One that is damaged is passed over with a warning.
     """
-    numbered = {path: path.name.removeprefix("version_") for path in runs.glob("version_*")}
-    numbers = {path: int(number) for path, number in numbered.items() if number.isdigit()}
-    versions = sorted(numbers, key=lambda path: numbers[path], reverse=True)
-    for version in versions:
-        steps: dict[Path, int] = {}  # times of files would trust the clock
-        for path in sorted((version / "checkpoints").glob("*.ckpt")):
-            try:
-                steps[path] = read_checkpoint(path).get("global_step", 0)
-            except CheckpointError as error:
-                rank_zero_warn(f"{error}: passed over")
-        if steps:  # of one step, the last rather than the best
-            return max(steps, key=lambda path: (steps[path], path.name))
+    numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
+    versions = sorted(int(number) for number in numbers if number.isdigit())
+    if not versions:
+        return None
+    steps: dict[Path, int] = {}  # times of files would trust the clock
+    for path in sorted((runs / f"version_{versions[-1]}" / "checkpoints").glob("*.ckpt")):
+        try:
+            steps[path] = read_checkpoint(path).get("global_step", 0)
+        except CheckpointError as error:
+            rank_zero_warn(f"{error}: passed over")
+    if steps:  # of one step, the last rather than the best
+        return max(steps, key=lambda path: (steps[path], path.name))
     return None

@@ -7,16 +7,21 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 
+def no_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the CPU, of which torch has no error of its own, has no memory for a tensor."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def draw(model: Any, n: int, c: Tensor | None = None, **options: Any) -> Tensor:
     """``model.sample(n, c, **options)``, in halves where the device's memory does not hold so many at a time.
 
     Raises:
-        torch.OutOfMemoryError: There is no room for one.
+        RuntimeError: There is no room for one.
     """
     try:
         return model.sample(n, c, **options)
-    except torch.OutOfMemoryError:
-        if n < 2:
+    except RuntimeError as error:
+        if n < 2 or not no_memory(error):
             raise
     # outside of the handler, whose traceback would keep what was allocated
     if torch.cuda.is_available():

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import LightningModule
@@ -23,6 +23,7 @@ class TrainLog(LightningModule):
     """
 
     stops_at_non_finite = True
+    skipped_steps = 0  # by the callback SkipNonFinite
     _sums: Mapping[tuple[str, ...], list[Any]] = MappingProxyType({})  # names: sums of values, number of steps
     _images: int = 0
     _logged_step: int = 0
@@ -52,14 +53,26 @@ class TrainLog(LightningModule):
     def _require_finite(self, names: tuple[str, ...], values: Tensor) -> None:
         if self.stops_at_non_finite and not values.isfinite().all():
             terms = [f"{name} is {value}" for name, value in zip(names, values.tolist(), strict=True)]
-            wrong = [term for term in terms if term.endswith((" nan", "inf"))]
-            folders = {getattr(keeper, "dirpath", None) for keeper in self.trainer.checkpoint_callbacks}
-            files = [Path(folder) / f"{name}.ckpt" for folder in folders if folder for name in ("last", "best")]
-            kept = next((path for path in files if path.is_file()), "none yet")
-            raise NonFiniteError(
-                f"step {self.trainer.global_step}: {', '.join(wrong)}. The last checkpoint: {kept}. Lower the learning "
-                "rate, clip gradients, or leave such steps out with the callback SkipNonFinite"
-            )
+            self._stop(", ".join(term for term in terms if term.endswith((" nan", "inf"))))
+
+    def _stop(self, wrong: str) -> NoReturn:
+        folders = {getattr(keeper, "dirpath", None) for keeper in self.trainer.checkpoint_callbacks}
+        files = [Path(folder) / f"{name}.ckpt" for folder in folders if folder for name in ("last", "best")]
+        kept = next((path for path in files if path.is_file()), "none yet")
+        raise NonFiniteError(
+            f"step {self.trainer.global_step}: {wrong}. The last checkpoint: {kept}. Lower the learning rate, clip "
+            "gradients, or leave such steps out with the callback SkipNonFinite"
+        )
+
+    def require_finite_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Raise a NonFiniteError in all processes if one is about to save weights that are NaN."""
+        spoilt = [name for name, value in state.items() if value.isnan().any()]
+        if self.processes == 1:
+            healthy = not spoilt
+        else:
+            healthy = self.trainer.strategy.reduce_boolean_decision(not spoilt, all=True)
+        if not healthy:
+            self._stop(f"{spoilt[0] if spoilt else 'a weight'} is nan, and was not saved")
 
     def _everywhere(self, names: tuple[str, ...]) -> Tensor:
         """The mean over processes of the sums of these names; all stop where one's are no numbers."""
@@ -77,8 +90,8 @@ class TrainLog(LightningModule):
             return
         trainer, now = self.trainer, time.perf_counter()
         speed = self._images * trainer.world_size / (now - self._clock)
-        for i, (name, mean) in enumerate(self._means().items()):
-            self.log(name, mean, prog_bar=i == 0)
+        for i, (name, value) in enumerate(self._line().items()):
+            self.log(name, value, prog_bar=i == 0)
         self.log("train/images_per_second", speed)
         self._logged_step, self._images, self._clock = trainer.global_step, 0, now
 
@@ -88,21 +101,25 @@ class TrainLog(LightningModule):
         # several batches may share a step (accumulate_grad_batches), and a line is written once
         return bool(self._sums) and step != self._logged_step and step % trainer.log_every_n_steps == 0
 
-    def _means(self) -> dict[str, Tensor]:
-        """The means of what was accumulated, which begins anew."""
+    def counters(self) -> dict[str, int]:
+        """What a line of the curves says beside means."""
+        return {"skipped_steps": self.skipped_steps} if self.skipped_steps else {}
+
+    def _line(self) -> dict[str, Tensor]:
+        """The counters, and the means of what was accumulated, which begins anew."""
         means: dict[str, Tensor] = {}
         for names, (_, steps) in self._sums.items():
             values = self._everywhere(names) / steps
             means |= {f"train/{name}": mean for name, mean in zip(names, values, strict=True)}
         self._sums = {}
-        return means
+        return means | {f"train/{name}": torch.tensor(float(count)) for name, count in self.counters().items()}
 
     # -- across runs -------------------------------------------------------------------------------
 
     def log_begun(self) -> dict[str, Any]:
         """What a checkpoint keeps of the line that is not written yet."""
         sums = [[list(names), self._everywhere(names), steps] for names, (_, steps) in self._sums.items()]
-        return {"sums": sums, "logged_step": self._logged_step}
+        return {"sums": sums, "logged_step": self._logged_step, "skipped_steps": self.skipped_steps}
 
     def start_log(self, begun: dict[str, Any] | None) -> None:
         """Go on with what `log_begun` gave, or begin."""
@@ -112,9 +129,9 @@ class TrainLog(LightningModule):
         if begun is None:
             return
         self._sums = {tuple(names): [sums.to(self.device), steps] for names, sums, steps in begun["sums"]}
-        self._logged_step = begun["logged_step"]
+        self._logged_step, self.skipped_steps = begun["logged_step"], begun.get("skipped_steps", 0)
         if self._line_is_due():  # checkpoints are written before the line of their step, and a kill may come between
-            line = {name: mean.item() for name, mean in self._means().items()} | {"epoch": trainer.current_epoch}
+            line = {name: value.item() for name, value in self._line().items()} | {"epoch": trainer.current_epoch}
             for logger in trainer.loggers:
                 logger.log_metrics(line, trainer.global_step - 1)
             self._logged_step = trainer.global_step

@@ -140,17 +140,21 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
 
 def test_the_newest_readable_checkpoint_is_found(tmp_path):
     assert newest_checkpoint(tmp_path) is None
-    for version, name, when in ((2, "best", 1), (2, "last", 2), (10, "best", 3), (10, "last", 3)):
-        path = tmp_path / f"version_{version}" / "checkpoints" / f"{name}.ckpt"
-        saved(path)
-        os.utime(path, (when, when))
-    (tmp_path / "version_11").mkdir()
-    newest = tmp_path / "version_10" / "checkpoints" / "last.ckpt"
-    assert newest_checkpoint(tmp_path) == newest
-    newest.write_bytes(newest.read_bytes()[:100])
-    os.utime(newest, (4, 4))
-    with pytest.warns(UserWarning, match=r"version_10/checkpoints/last\.ckpt is damaged .*: passed over"):
-        assert newest_checkpoint(tmp_path) == newest.with_name("best.ckpt")
+    for version, name, step in ((2, "last", 90), (10, "best", 20), (10, "last", 30), (10, "also", 10)):
+        saved(tmp_path / f"version_{version}" / "checkpoints" / f"{name}.ckpt", step)
+    folder = tmp_path / "version_10" / "checkpoints"
+    assert newest_checkpoint(tmp_path) == folder / "last.ckpt"
+    saved(folder / "best.ckpt", 30)
+    assert newest_checkpoint(tmp_path) == folder / "last.ckpt"
+    saved(folder / "best.ckpt", 40)
+    assert newest_checkpoint(tmp_path) == folder / "best.ckpt"
+    for name, next_best in (("best", "last"), ("last", "also")):
+        (folder / f"{name}.ckpt").write_bytes((folder / f"{name}.ckpt").read_bytes()[:100])
+        with pytest.warns(UserWarning, match=rf"version_10/checkpoints/{name}\.ckpt is damaged .*: passed over"):
+            assert newest_checkpoint(tmp_path) == folder / f"{next_best}.ckpt"
+        (folder / f"{name}.ckpt").unlink()
+    (tmp_path / "version_11").mkdir()  # which was killed before its first; what an older run left is not its own
+    assert newest_checkpoint(tmp_path) is None
 
 
 def test_rows_of_lost_steps_and_torn_rows_are_dropped(tmp_path):

@@ -104,6 +104,16 @@ def test_a_test_leaves_its_protocol_its_row_and_its_scores(offline, tmp_path):
     assert table["ood/scores/_type"] == "table-file" and table["ood/scores/nrows"] > 40
 
 
+def test_a_run_of_somebody_without_an_account_is_recorded_offline(offline, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # which may have a key
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.warns(UserWarning, match=r"W&B cannot be reached \(No API key configured.*the run is recorded offline"):
+        run("fit", *FIT, "--trainer.max_epochs=1")
+    assert list((tmp_path / "runs" / "wandb").glob("offline-run-*"))
+
+
 def test_a_server_that_cannot_be_reached_does_not_stop_a_run(offline, monkeypatch, tmp_path):
     begin = wandb.init
 
