@@ -1,4 +1,4 @@
-"""``python killed_models.py STREETS``: every model, trained in one piece, and killed twice on its way.
+"""``python killed_models.py STREETS``: every model, trained in one piece, and killed again and again on its way.
 
 Runs lie in ``MODEL/whole`` and ``MODEL/killed`` of the current folder; every process's exit status is printed.
 """
@@ -30,6 +30,11 @@ SMALL = {
     "DDPM": {"channels": [8, 8], "groups": 4, "steps": 20, "warmup": 4},
     "LatentDiffusion": {"autoencoder": VAE, "width": 8, "depth": 1, "steps": 20},
 }
+TRAINER = {
+    "IWAE": ["--trainer.accumulate_grad_batches=2"],
+    "BetaVAE": ["--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=3"],
+}
+KILLS = (("batch", 4), ("save", 2), ("line", 2), ("validation", 1))  # each time one comes so often after a start
 AVERAGED = {"RealNVP": "flow", "DCGAN": "generator", "WGANGP": "generator", "Pix2Pix": "generator", "DDPM": "denoiser"}
 
 
@@ -46,7 +51,7 @@ def command(model, streets):
         "callbacks": json.dumps(callbacks), "max_epochs": 2, "log_every_n_steps": 2, "accelerator": "cpu",
         "enable_progress_bar": "false", "enable_model_summary": "false",
     }.items()]  # fmt: skip
-    return [*args, "--name=run", "--save_every=1", "--resume"]
+    return [*args, *TRAINER.get(model, ()), "--name=run", "--save_every=1", "--resume"]
 
 
 def attempt(folder, args, model, moment, n):
@@ -61,8 +66,11 @@ def main(streets):
     fork = multiprocessing.get_context("fork")  # the packages are imported once
     for model in known_classes(GenerativeModel, lit_generative.models.__name__):
         args, codes = command(model.__name__, streets), []
-        for folder, moment, n in (("whole", "never", 0), ("killed", "batch", 4), ("killed", "save", 2),
-                                  ("killed", "never", 0)):  # fmt: skip
+        for folder, moment, n in (
+            ("whole", "never", 0),
+            *(("killed", *kill) for kill in KILLS),
+            ("killed", "never", 0),
+        ):
             process = fork.Process(target=attempt, args=(folder, args, model, moment, n))
             process.start()
             process.join()

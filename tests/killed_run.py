@@ -1,7 +1,8 @@
 """``python killed_run.py MOMENT N ARGS...``: ``train.py ARGS``, which gets SIGKILL the N-th time that MOMENT comes.
 
 SIGTERM and SIGUSR1 are moments too: these signals, in the N-th batch; ``rank``, ``rank-SIGTERM`` and so on: a batch of
-the second process, when the job runs for the first time; ``rank-nan``: a loss there that is no number.
+the second process, when the job runs for the first time; ``rank-nan``: a loss there that is no number;
+``rank-sanity``: SIGTERM before training.
 """
 
 import io
@@ -66,6 +67,8 @@ def arm(moment, n, model=VAE):
             what = moment.partition("-")[2] or "SIGKILL"
             if what == "nan":
                 model.objective = spoilt(model.objective, n)
+            elif what == "sanity":  # its check, before training starts
+                model.validation_step = killed(model.validation_step, 1, number=signal.SIGTERM)
             else:
                 model.training_step = killed(model.training_step, n, number=getattr(signal, what))
     elif moment.startswith("SIG"):

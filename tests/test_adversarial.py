@@ -343,7 +343,9 @@ def test_what_a_new_model_forgot_and_what_cpus_cannot_do_is_said(tmp_path):
 
     with pytest.raises(TypeError, match="Nameless must set image_shape"):
         fit(Nameless(), loader(), tmp_path)
-    model = Game()
-    model._trainer = Mock(strategy=Mock(_layer_sync=Mock(), root_device=torch.device("cpu")), datamodule=None)
+    synchronised = Mock(strategy=Mock(_layer_sync=Mock(), root_device=torch.device("cpu")), datamodule=None)
+    model, without = DCGAN(width=4, latent=4), Game()
+    model._trainer = without._trainer = synchronised
     with pytest.raises(ValueError, match=r"cannot be synchronised on CPUs: add --trainer\.sync_batchnorm false"):
         model.setup("fit")
+    without.setup("fit")  # it has none

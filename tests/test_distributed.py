@@ -106,6 +106,9 @@ def test_a_signal_to_one_process_is_one_to_all(undisturbed, data_dir, tmp_path):
     assert done.returncode == 128 + signal.SIGTERM, done.stderr[-3000:]
     assert done.stderr.count("SIGTERM: saved") == 1 and "Traceback" not in done.stderr
     assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 3
+    (early := tmp_path / "early").mkdir()
+    done = start(data_dir, early, moment="rank-sanity")
+    assert done.returncode == 128 + signal.SIGTERM and "step 1" in done.stderr, done.stderr[-3000:]
     done = start(data_dir, tmp_path, moment="rank-SIGUSR1")
     assert done.returncode == 0 and "SIGUSR1: saved" in done.stderr, done.stderr[-3000:]
     assert_ends_as(undisturbed, tmp_path / LAST.parents[1])

@@ -24,6 +24,7 @@ from callbacks import SampleGrid, SaveOnSignal, SkipNonFinite, _logging
 from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder
 from datamodules.files import unpack
 from lit_generative.checkpoints import CheckpointError, load_model
+from lit_generative.models.dcgan import DCGAN
 from lit_generative.models.vae import VAE
 from lit_generative.sampling import draw
 from lit_generative.statistics import read_statistics
@@ -90,6 +91,34 @@ def test_such_steps_can_be_left_out(data, tmp_path):
         fit.fit(spoilt(1, 2, 3), datamodule=data)
 
 
+def test_statistics_of_a_step_that_is_left_out_are_put_back(data, tmp_path):
+    class SpoiltGame(DCGAN):
+        def generate(self, batch):
+            return super().generate(batch) * (float("nan") if self.trainer.global_step == 1 else 1.0)
+
+    model = SpoiltGame(width=4, latent=4)
+    fit = trainer(tmp_path, callbacks=[SkipNonFinite()], max_epochs=1, logger=False)
+    with pytest.warns(UserWarning, match="gradients are no numbers; it is left out"):
+        fit.fit(model, datamodule=data)
+    assert model.skipped_steps == 2 and fit.global_step == 5  # the two networks' of one batch
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_weights_that_are_no_numbers_are_not_saved(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
+
+    def spoil(self, optimizer):  # the loss was a number
+        if self.trainer.global_step == 7:
+            self.decoder.net[0].weight.grad[0, 0] = float("nan")
+
+    monkeypatch.setattr(VAE, "on_before_optimizer_step", spoil)
+    with pytest.raises(SystemExit, match=r"step 8: decoder\.net\.0\.weight is nan, and was not saved\. The last"):
+        train.main(ARGS)
+    last = torch.load(tmp_path / "runs" / "killed" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 7 and all(value.isfinite().all() for value in last["state_dict"].values())
+
+
 # -- memory and disks ------------------------------------------------------------------------------
 
 
@@ -106,6 +135,16 @@ def test_samples_that_do_not_fit_are_drawn_in_halves():
     with pytest.warns(UserWarning, match="no memory for 6 samples at a time: going on with 3"):
         x = draw(Large(), 6, torch.arange(6.0), scale=2.0)
     assert x.tolist() == [2.0 * i for i in range(6)] and sizes == [3, 3]
+    errors = iter([RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), None])
+
+    class OnCPU:
+        def sample(self, n, c=None):
+            if (error := next(errors, None)) is not None:
+                raise error
+            return torch.zeros(n)
+
+    with pytest.warns(UserWarning, match="no memory for 4 samples"):
+        assert len(draw(OnCPU(), 4)) == 4
     with pytest.raises(torch.OutOfMemoryError):
         draw(type("None", (), {"sample": lambda self, n, c: Large.sample(self, 9)})(), 1)
 

@@ -94,13 +94,24 @@ def killed_models(data_dir, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS, ids=lambda cls: cls.__name__)
 def test_every_model_that_is_killed_ends_as_one_that_is_not(model, killed_models):
-    """In a batch, and half-way through a checkpoint."""
+    """In a batch, half-way through a checkpoint, before a line of the curves, and in a validation."""
     folder, ended, errors = killed_models
-    assert ended[model.__name__] == [0, -signal.SIGKILL, -signal.SIGKILL, 0], errors[-3000:]
+    assert ended[model.__name__] == [0, *[-signal.SIGKILL] * 4, 0], errors[-3000:]
     a, b = (folder / model.__name__ / kind / "runs" / "run" / "version_0" for kind in ("whole", "killed"))
     assert len(curves(a)) >= 5 and curves(b) == curves(a)
-    assert state(a, "last.ckpt")["global_step"] == 10
+    assert state(a, "last.ckpt")["global_step"] == {"IWAE": 6}.get(model.__name__, 10)
     assert differing(state(b, "last.ckpt"), state(a, "last.ckpt")) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [(["--trainer.check_val_every_n_epoch=2"], 15), (["--trainer.max_steps=8", "--trainer.val_check_interval=3"], 8)],
+)
+def test_the_last_checkpoint_is_of_the_last_step(more, steps, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
+    train.main([argument for argument in ARGS if "save_every" not in argument] + more)
+    assert state(tmp_path / "runs" / "killed" / "version_0", "last.ckpt")["global_step"] == steps
 
 
 def saved(path, step=0):
