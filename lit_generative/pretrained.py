@@ -78,8 +78,10 @@ def _from_hugging_face(source: str) -> Path:
         raise CheckpointError(f"{source} needs another package: pip install huggingface_hub") from error
     try:
         return Path(hf_hub_download(repository, name or _choose(list_repo_files(repository), source)))
-    except (OSError, ValueError, RuntimeError) as error:  # its own errors are among these
-        raise CheckpointError(f"{source} cannot be had: {str(error).splitlines()[0]}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # of many types: of HTTP, and its own
+        raise CheckpointError(f"{source} cannot be had: {next(iter(str(error).splitlines()), error)}") from error
 
 
 # -- fine-tuning -----------------------------------------------------------------------------------

@@ -196,8 +196,12 @@ def test_signals_leave_a_checkpoint(data_dir, tmp_path):
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert "SIGTERM: saved" in done.stderr and "Traceback" not in done.stderr
     assert torch.load(tmp_path / "a" / last, weights_only=True)["global_step"] == 3
+    done = attempt(tmp_path / "a", data_dir, "SIGINT", 4, "--save_every=100")
+    assert done.returncode == 128 + signal.SIGINT and "again: at once" in done.stderr, done.stderr
+    assert "SIGINT: saved" in done.stderr and "Traceback" not in done.stderr
+    assert torch.load(tmp_path / "a" / last, weights_only=True)["global_step"] == 7
     done = attempt(tmp_path / "a", data_dir, "SIGUSR1", 1, "--save_every=100")
-    assert done.returncode == 0 and "SIGUSR1: saved" in done.stderr and "step 4" in done.stderr, done.stderr
+    assert done.returncode == 0 and "SIGUSR1: saved" in done.stderr and "step 8" in done.stderr, done.stderr
     assert torch.load(tmp_path / "a" / last, weights_only=True)["global_step"] == 15
 
 
