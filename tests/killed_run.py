@@ -1,7 +1,7 @@
 """``python killed_run.py MOMENT N ARGS...``: ``train.py ARGS``, which gets SIGKILL the N-th time that MOMENT comes.
 
-SIGTERM, SIGINT and SIGUSR1 are moments too: these signals, in the N-th batch; ``rank``, ``rank-SIGTERM`` and so on: a batch of
-the second process, when the job runs for the first time; ``rank-nan``: a loss there that is no number;
+SIGTERM, SIGINT and SIGUSR1 are moments too: these signals, in the N-th batch; ``rank``, ``rank-SIGTERM`` and so on: a
+batch of the second process, when the job runs for the first time; ``rank-nan``: a loss there that is no number;
 ``rank-sanity``: SIGTERM before training.
 """
 
