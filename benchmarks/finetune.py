@@ -52,7 +52,7 @@ def main():
 def fit(config, output, name, steps, held_out, *more):
     """The folder of a run, trained to its end unless it was; one that was interrupted goes on."""
     name = f"{name}_{steps}"
-    folder = output / name / "version_0"
+    folder = newest(output / name)
     last = folder / "checkpoints" / "last.ckpt"
     if not last.is_file() or read_checkpoint(last)["global_step"] < steps:
         every = max(1, steps // 20)
@@ -61,7 +61,12 @@ def fit(config, output, name, steps, held_out, *more):
         command += ["--trainer.max_epochs", -1, "--trainer.max_steps", steps, "--trainer.limit_val_batches", 20]
         command += ["--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", every]
         subprocess.run([*map(str, command), "--trainer.enable_progress_bar", "false"], check=True)
-    return folder
+    return newest(output / name)
+
+
+def newest(runs):
+    numbers = [int(path.name.removeprefix("version_")) for path in runs.glob("version_*")]
+    return runs / f"version_{max(numbers, default=0)}"
 
 
 def test(run, num_samples):

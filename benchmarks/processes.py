@@ -144,16 +144,15 @@ def main():
     if arguments.measure:
         measure(arguments.measure, arguments.steps, arguments.threads)
         return
-    print("| | processes | compute, ms | step, ms | outside compute | images/s | of as many alone |")
+    print("| | processes | compute, ms | step, ms | outside compute | images/s | of one alone |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, (_, batch) in MODELS.items():
         counts = dict.fromkeys((1, arguments.processes))
         rounds = [{n: launch(n, name, arguments) for n in counts} for _ in range(arguments.rounds)]
         for n in counts:
             bare, step = (statistics.median(found[n][i] for found in rounds) for i in (0, 1))
-            outside = statistics.median(1 - found[n][0] / found[n][1] for found in rounds)
             share = statistics.median(found[1][1] / found[n][1] for found in rounds)
-            print(f"| {name}, {batch} | {n} | {bare:.1f} | {step:.1f} | {outside:.0%} | "
+            print(f"| {name}, {batch} | {n} | {bare:.1f} | {step:.1f} | {1 - bare / step:.0%} | "
                   f"{1000 * n * batch / step:,.0f} | {share:.0%} |", flush=True)  # fmt: skip
     print(
         f"\nprotocol: float32, CPU, {os.cpu_count()} cores, {arguments.threads} thread(s) a process, gloo, torch "

@@ -36,8 +36,9 @@ class SkipNonFinite(Callback):
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         pl_module.stops_at_non_finite = True
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self._buffers = [buffer.clone() for buffer in _numbers(pl_module)]
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0 and not getattr(pl_module, "step_begun", False):
+            self._buffers = [buffer.clone() for buffer in _numbers(pl_module)]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

@@ -105,6 +105,7 @@ class TensorLoader:
         self.epoch = 0
         self.position = 0  # batches yielded in this epoch
         self._start = 0  # where the next iteration begins: 0, unless a state was loaded
+        self._step: int | None = None  # images of its steps
 
     batch_sampler = None  # Lightning asks for it wherever there is a sampler
 
@@ -125,20 +126,13 @@ class TensorLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after the batches that the saved loader had yielded; after the last, from the start.
 
-        Raises:
-            ValueError: That is within an epoch, and there are more or fewer images in a step now.
+        Iterating then raises a ValueError if that is within the epoch and steps have more or fewer images now.
         """
-        step = self.batch_size * self.world_size
-        before = state.get("step", step)
-        left = self.count - state["position"] * before
-        within = state["position"] > 0 and left >= (before if self.drop_last else 1)
-        if within and step != before:
-            raise ValueError(
-                f"the checkpoint lies within an epoch with {before} images a step, and here are {step}: keep "
-                "--data.batch_size times the number of processes, or take a checkpoint from the end of an epoch"
-            )
+        step = state.get("step", self.batch_size * self.world_size)
+        left = self.count - state["position"] * step
+        within = left >= (step if self.drop_last else 1)
         self.epoch, self.position = state["epoch"], state["position"]
-        self._start = self.position if within else 0
+        self._start, self._step = (self.position, step) if within else (0, None)
 
     def __len__(self) -> int:
         if self.drop_last:
@@ -149,6 +143,12 @@ class TensorLoader:
         # A generator, so that nothing happens before the first next(): Lightning calls iter() more than
         # once, and before it chooses the epoch.
         start, self._start = self._start, 0
+        now = self.batch_size * self.world_size
+        if start and self._step != now:
+            raise ValueError(
+                f"the checkpoint lies within an epoch with {self._step} images a step, and here are {now}: keep "
+                "--data.batch_size times the number of processes, or take a checkpoint from the end of an epoch"
+            )
         generator = self._generator()
         batches = self._order(generator).split(self.batch_size)
         images = mutate(self.images, generator, self.mutation) if self.mutation else self.images

@@ -103,7 +103,7 @@ def described(cls: type, path: str, saved: dict[str, Any]) -> dict[str, Any]:
     if unknown := [name for name in saved if name not in known]:
         raise CheckpointError(
             f"the checkpoint says of its {cls.__name__} what this version does not understand "
-            f"({', '.join(map(str, unknown))}): it may be a newer one's"
+            f"({', '.join(map(str, unknown))}): it may be another version's"
         )
     return {"class_path": path, "init_args": {name: value for name, value in saved.items() if name in own}}
 
@@ -125,7 +125,7 @@ def require_same_shapes(model: torch.nn.Module, checkpoint: dict[str, Any], path
     """Raise a CheckpointError that names the weights of a checkpoint that do not fit into ``model``."""
     name, trained = type(model).__name__, checkpoint["class_path"].split(".")[-1]
     if name != trained:
-        raise CheckpointError(f"{path} holds a {trained}, no {name}")
+        raise CheckpointError(f"{path} holds a {trained}, no {name}: leave out --model, or use --model.init_from")
     ours, theirs = model.state_dict(), checkpoint["state_dict"]
     differing = [
         f"{name} {tuple(theirs[name].shape) if name in theirs else 'missing'}, "

@@ -72,7 +72,8 @@ def validates_next(trainer: Trainer) -> bool:
     loop = trainer.fit_loop.epoch_loop
     # as Lightning counts: over epochs where validations do not go by them
     batches = (loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx) + 1
-    return trainer.is_last_batch or batches % (trainer.val_check_batch or math.inf) == 0
+    due = loop._should_check_val_epoch() and batches % (trainer.val_check_batch or math.inf) == 0
+    return trainer.is_last_batch or due
 
 
 def last_checkpoint(trainer: Trainer) -> Path | None:
@@ -99,11 +100,13 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         every = self.every_n_steps
         due = every is not None and trainer.global_step // every > self._saved // every
-        if due and not validates_next(trainer):  # a run that goes on from there would leave it out
+        # a run that goes on from there would leave the rest of the step out, or the validation
+        if due and not step_begun(trainer) and not validates_next(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.is_last_batch:  # else the end of the epoch follows
+        fits = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fits and not trainer.is_last_batch and not step_begun(trainer):  # else the end of the epoch follows
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,7 +114,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         path = last_checkpoint(trainer)
-        if path is not None and trainer.global_step > self._saved and not step_begun(trainer):
+        if path is not None and trainer.global_step > self._saved:
             trainer.save_checkpoint(path, weights_only=False)
             self._saved = trainer.global_step
 
@@ -137,18 +140,20 @@ class RunLogger(CSVLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        columns, path = [*self.experiment.metrics_keys], Path(self.experiment.metrics_file_path)
-        size = path.stat().st_size if path.is_file() else 0
+        rows, path = self.experiment, Path(self.experiment.metrics_file_path)
+        rows.whole = [*rows.metrics_keys], path.stat().st_size if path.is_file() else 0
         try:
             super().save()
         except OSError as error:  # rows wait in memory for the next time
-            self.experiment.metrics_keys = columns
+            rows.metrics_keys, size = rows.whole
             with suppress(OSError):  # gone
-                os.truncate(path, size)
+                os.truncate(path, size) if size else path.unlink()
             rank_zero_warn(f"{self.experiment.metrics_file_path} could not be written: {error}")
 
 
 class _Rows(ExperimentWriter):
+    whole: tuple[list[str], int]  # columns and size of the file when it last held whole rows
+
     def __init__(self, log_dir: str, steps: int) -> None:
         self._steps = steps
         self._there: dict[int, set[str]] = {}
@@ -172,6 +177,7 @@ class _Rows(ExperimentWriter):
         with open(self.metrics_file_path, newline="") as file:
             rows = list(csv.DictReader(file))
         self._write(rows)
+        self.whole = [*fieldnames], Path(self.metrics_file_path).stat().st_size
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         with whole_file(Path(self.metrics_file_path), "w", newline="") as file:

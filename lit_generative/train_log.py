@@ -59,9 +59,10 @@ class TrainLog(LightningModule):
         folders = {getattr(keeper, "dirpath", None) for keeper in self.trainer.checkpoint_callbacks}
         files = [Path(folder) / f"{name}.ckpt" for folder in folders if folder for name in ("last", "best")]
         kept = next((path for path in files if path.is_file()), "none yet")
+        other = ", or leave such steps out with the callback SkipNonFinite" if self.stops_at_non_finite else ""
         raise NonFiniteError(
-            f"step {self.trainer.global_step}: {wrong}. The last checkpoint: {kept}. Lower the learning rate, clip "
-            "gradients, or leave such steps out with the callback SkipNonFinite"
+            f"step {self.trainer.global_step}: {wrong}. The last checkpoint: {kept}. Lower the learning rate, or clip "
+            f"gradients{other}"
         )
 
     def require_finite_weights(self, state: Mapping[str, Tensor]) -> None:

@@ -10,17 +10,19 @@ import tarfile
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from stubs import trainer
 from test_runs import ARGS, attempt
 
 import train
-from callbacks import SampleGrid, SaveOnSignal, SkipNonFinite, _logging
+from callbacks import SampleGrid, SaveOnSignal, SkipNonFinite, _logging, save_on_signal
 from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder
 from datamodules.files import unpack
 from lit_generative.checkpoints import CheckpointError, load_model
@@ -91,16 +93,18 @@ def test_such_steps_can_be_left_out(data, tmp_path):
         fit.fit(spoilt(1, 2, 3), datamodule=data)
 
 
-def test_statistics_of_a_step_that_is_left_out_are_put_back(data, tmp_path):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_statistics_of_a_step_that_is_left_out_are_put_back(accumulate, data, tmp_path):
     class SpoiltGame(DCGAN):
         def generate(self, batch):
-            return super().generate(batch) * (float("nan") if self.trainer.global_step == 1 else 1.0)
+            return super().generate(batch) * (float("nan") if self.trainer.global_step == 0 else 1.0)
 
-    model = SpoiltGame(width=4, latent=4)
+    model = SpoiltGame(width=4, latent=4, accumulate=accumulate)
     fit = trainer(tmp_path, callbacks=[SkipNonFinite()], max_epochs=1, logger=False)
     with pytest.warns(UserWarning, match="gradients are no numbers; it is left out"):
         fit.fit(model, datamodule=data)
-    assert model.skipped_steps == 2 and fit.global_step == 5  # the two networks' of one batch
+    # the two networks' of the first batch; or the discriminator's, whose step the second completes
+    assert model.skipped_steps == 3 - accumulate and fit.global_step == 5
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
@@ -216,6 +220,39 @@ def test_a_signal_ends_a_run_whose_every_batch_is_validated(data, tmp_path):
     with pytest.raises(SIGTERMException):
         fit.fit(VAE(hidden=(8,), latent=2), datamodule=data)
     assert fit.global_step == 2 and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_comes_while_processes_agree_is_not_lost(monkeypatch):
+    monkeypatch.setattr(save_on_signal, "step_begun", lambda trainer: False)
+    monkeypatch.setattr(save_on_signal, "validates_next", lambda trainer: True)
+    callback = SaveOnSignal()
+
+    def reduce(flags, reduce_op):
+        callback._ask(signal.SIGTERM, None)
+        return flags
+
+    fit = SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce=reduce))
+    model = SimpleNamespace(device="cpu")
+    callback.on_train_batch_end(fit, model, None, None, 0)
+    callback.on_train_batch_start(fit, model, None, 1)  # which was not agreed upon yet
+    callback.on_train_batch_end(fit, model, None, None, 1)
+    with pytest.raises(SIGTERMException):
+        callback.on_train_batch_start(fit, model, None, 2)
+
+
+@pytest.mark.parametrize("more", [{"check_val_every_n_epoch": 2}, {"limit_val_batches": 0}], ids=str)
+def test_a_signal_saves_where_no_validation_comes(more, data, tmp_path):
+    class Signal(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    best = ModelCheckpoint(tmp_path)
+    fit = trainer(tmp_path, callbacks=[SaveOnSignal(), Signal(), best], enable_checkpointing=True, logger=False,
+                  max_epochs=2, val_check_interval=3, **more)  # fmt: skip
+    with pytest.raises(SIGTERMException):
+        fit.fit(VAE(hidden=(8,), latent=2), datamodule=data)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
 def test_a_clock_that_jumps_back_changes_nothing(data, tmp_path, monkeypatch):
