@@ -72,6 +72,7 @@ def arm(moment, n, model=VAE):
             else:
                 model.training_step = killed(model.training_step, n, number=getattr(signal, what))
     elif moment.startswith("SIG"):
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
         model.training_step = killed(model.training_step, n, number=getattr(signal, moment))
 
 
