@@ -17,7 +17,7 @@ from lit_generative.module import GenerativeModel
 
 VAE = {"class_path": "lit_generative.models.vae.VAE", "init_args": {"hidden": [8], "latent": 3}}
 SMALL = {
-    "VAE": {"hidden": [8], "latent": 2},
+    "VAE": {"hidden": [8], "latent": 2, "decay_from": 0.5},
     "IWAE": {"hidden": [8], "latent": 2, "k": 3, "likelihood": "logistic"},
     "BetaVAE": {"hidden": [8], "latent": 2, "decay_from": 0.5},
     "FactorVAE": {"hidden": [8], "latent": 2, "units": 8, "layers": 1},
@@ -35,7 +35,14 @@ TRAINER = {
     "BetaVAE": ["--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=3"],
 }
 KILLS = (("batch", 4), ("save", 2), ("line", 2), ("validation", 1))  # each time one comes so often after a start
-AVERAGED = {"RealNVP": "flow", "DCGAN": "generator", "WGANGP": "generator", "Pix2Pix": "generator", "DDPM": "denoiser"}
+AVERAGED = {
+    "VAE": "decoder",
+    "RealNVP": "flow",
+    "DCGAN": "generator",
+    "WGANGP": "generator",
+    "Pix2Pix": "generator",
+    "DDPM": "denoiser",
+}
 
 
 def command(model, streets):
