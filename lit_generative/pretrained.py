@@ -87,15 +87,14 @@ def _from_hugging_face(source: str) -> Path:
 # -- fine-tuning -----------------------------------------------------------------------------------
 
 
-def read_weights(path: str | Path, raw: bool = False) -> dict[str, Tensor]:
-    """The named tensors of a state dict, ours or another's: ``.safetensors``, or a file of torch without objects.
+def weights_of(saved: Any, path: Path, raw: bool = False) -> dict[str, Tensor]:
+    """The named tensors of what the file ``path`` holds: a state dict, ours or another's, or a checkpoint.
 
     Of a checkpoint with averaged weights (`EMA`) these, or the ``raw`` ones.
 
     Raises:
-        CheckpointError: The file is missing, torn, holds something else, or would have to execute code.
+        CheckpointError: It holds something else.
     """
-    saved = read_safely(Path(path))
     averaged = saved.get("ema") if isinstance(saved, dict) else None
     if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
         saved = saved["state_dict"]
@@ -126,7 +125,7 @@ def start_from(model: GenerativeModel, source: str) -> None:
         saved = read_safely(path)
         if isinstance(saved, dict) and saved.get("class_path") == class_path(model):
             require_same_meaning(model, saved)
-        state |= model.translated(read_weights(path, raw="raw" in options))
+        state |= model.translated(weights_of(saved, path, raw="raw" in options))
         partly |= "partly" in options
     own = model.state_dict()
     fitting = {name: v for name, v in state.items() if name in own and v.shape == own[name].shape}

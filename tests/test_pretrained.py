@@ -15,7 +15,7 @@ from datamodules import FashionMNIST
 from lit_generative.checkpoints import CheckpointError
 from lit_generative.models.dcgan import DCGAN
 from lit_generative.models.vae import VAE
-from lit_generative.pretrained import fetch, from_pretrained, read_weights
+from lit_generative.pretrained import fetch, from_pretrained
 
 SMALL = {"hidden": (8,), "latent": 2}
 
@@ -43,7 +43,7 @@ def test_averaged_weights_are_taken_unless_the_raw_ones_are_asked_for(checkpoint
     assert torch.equal(raw.state_dict()[name], state["ema"]["weights"][name])
     averaged.save_pretrained(folder := checkpoint.parent / "out")
     with pytest.raises(CheckpointError, match="holds no averaged weights, and so no raw ones"):
-        read_weights(folder / "model.safetensors", raw=True)
+        VAE(**SMALL, init_from=f"{folder}#raw")
 
 
 def test_what_changed_size_is_left_fresh_and_said(checkpoint, capsys, caplog):

@@ -472,12 +472,15 @@ def test_checkpoints_of_other_things_are_no_checkpoints(change, tmp_path):
 def test_damaged_weights_of_an_old_torch_are_named(tmp_path):
     path = tmp_path / "old.pth"
     torch.save(VAE(hidden=(8,), latent=2).state_dict(), path, _use_new_zipfile_serialization=False)
+    refused = 0
     for content in mutations(path.read_bytes()):
         path.write_bytes(content)
         try:
             VAE(hidden=(8,), latent=2, init_from=f"{path}#partly")
         except CheckpointError as error:
             assert "old.pth" in str(error)
+            refused += 1
+    assert refused > 50  # such files have no checksums: other numbers in the weights are loaded
 
 
 def test_a_damaged_zip_is_no_checkpoint(tmp_path):
