@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -53,19 +54,20 @@ def loader(batch, rank, world):
 def turn(model, optimizers, batch):
     """Forward, backward and optimiser; of both networks in a game."""
     if model.automatic_optimization:
-        turns = [(optimizers[0], lambda: model.training_step(batch, 0))]
+        turns = [(optimizers[0], nullcontext(), lambda: model.training_step(batch, 0))]
     else:
         fake = model.generate(batch)
         turns = [
-            (optimizers[1], lambda: model.discriminator_loss(batch, fake.detach())["loss_discriminator"]),
-            (optimizers[0], lambda: model.generator_loss(batch, fake)["loss_generator"]),
+            (
+                optimizers[1],
+                nullcontext(),
+                lambda: model.discriminator_loss(batch, fake.detach())["loss_discriminator"],
+            ),
+            (optimizers[0], frozen(model.discriminator), lambda: model.generator_loss(batch, fake)["loss_generator"]),
         ]
-    for i, (optimizer, loss) in enumerate(turns):
+    for optimizer, context, loss in turns:
         optimizer.zero_grad()
-        if i == 1:
-            with frozen(model.discriminator):
-                loss().backward()
-        else:
+        with context:
             loss().backward()
         optimizer.step()
 

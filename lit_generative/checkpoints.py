@@ -108,17 +108,17 @@ def described(cls: type, path: str, saved: dict[str, Any]) -> dict[str, Any]:
     return {"class_path": path, "init_args": {name: value for name, value in saved.items() if name in own}}
 
 
-def saved_class(checkpoint: dict[str, Any], key: str) -> str | None:
-    """The class of a checkpoint's ``model`` or ``data``; None if it was not trained through a datamodule."""
-    return checkpoint["class_path"] if key == "model" else (checkpoint.get("data") or {}).get("class_path")
-
-
 def data_config(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     """The same of the data that the model was trained on; None if it was not trained through a datamodule."""
     data = checkpoint.get("data")
     if data is None:
         return None
     return described(find_class(data["class_path"], LightningDataModule), data["class_path"], data["init_args"])
+
+
+def saved_class(checkpoint: dict[str, Any], key: str) -> str | None:
+    """The class of a checkpoint's ``model`` or ``data``; None if it was not trained through a datamodule."""
+    return checkpoint["class_path"] if key == "model" else (checkpoint.get("data") or {}).get("class_path")
 
 
 def require_same_shapes(model: torch.nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
