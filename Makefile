@@ -3,10 +3,10 @@ BIN := .venv/bin
 EXTRAS := dev,tensorboard
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test test-fast lint bench
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 8
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: .venv/.installed  ## create .venv and install everything into it
 
@@ -24,8 +24,11 @@ demo: setup  ## train the VAE on real Fashion-MNIST images, test it and draw sam
 	$(BIN)/python train.py fit --config configs/demo.yaml $(DEMO)
 	$(BIN)/python train.py test --ckpt_path "$$(ls -t runs/demo/version_*/checkpoints/best.ckpt | head -1)" $(DEMO_TEST)
 
-test: setup  ## run the tests
-	$(BIN)/python -m pytest
+test: setup  ## run the tests, on all cores (five minutes on two)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(PYTEST)
+
+test-fast: setup  ## run the tests of one model of each family (a minute on two cores)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -m "not slow" $(PYTEST)
 
 lint: setup  ## check style and types
 	$(BIN)/ruff check .

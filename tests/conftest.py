@@ -1,5 +1,7 @@
 import os
 
+os.environ["OMP_NUM_THREADS"] = "1"  # one thread a worker; read when torch is imported
+
 import numpy as np
 import pytest
 import torch

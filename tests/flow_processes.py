@@ -1,7 +1,6 @@
 """Run by test_distributed.py: a flow with both normalisations trained on some number of processes."""
 
 import os
-import sys
 
 import torch
 from lightning.pytorch import Trainer
@@ -21,8 +20,7 @@ class Known(RealNVP):
         return torch.optim.SGD(self.parameters(), 1e-3)  # Adam makes steps of rounding errors
 
 
-def main():
-    processes, norm, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+def main(processes, norm, path):
     x = torch.randint(256, (32, 1, 4, 4), generator=torch.Generator().manual_seed(1)) / 255
     mine = x[int(os.environ.get("LOCAL_RANK", 0)) :: processes]  # together the same eight images a step
     torch.manual_seed(0)
@@ -43,8 +41,4 @@ def main():
     trainer.fit(model, batches, batches)
     if trainer.is_global_zero:
         torch.save(model.state_dict(), path)
-
-
-if __name__ == "__main__":
-    main()
     leave_together()

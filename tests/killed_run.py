@@ -1,8 +1,8 @@
 """``python killed_run.py MOMENT N ARGS...``: ``train.py ARGS``, which gets SIGKILL the N-th time that MOMENT comes.
 
-SIGTERM, SIGINT and SIGUSR1 are moments too: these signals, in the N-th batch; ``rank``, ``rank-SIGTERM`` and so on: a
-batch of the second process, when the job runs for the first time; ``rank-nan``: a loss there that is no number;
-``rank-sanity``: SIGTERM before training.
+``epoch`` is the first batch after an epoch's end. SIGTERM, SIGINT and SIGUSR1 are moments too: these signals, in the
+N-th batch; ``rank``, ``rank-SIGTERM`` and so on: a batch of the second process, when the job runs for the first time;
+``rank-nan``: a loss there that is NaN; ``rank-sanity``: SIGTERM before training.
 """
 
 import io
@@ -17,14 +17,14 @@ from lit_generative.models.vae import VAE
 from lit_generative.runs import RunLogger
 
 
-def killed(call, n, before=lambda *args: None, number=signal.SIGKILL):
-    """``call``, the n-th of which does only what ``before`` does of it."""
+def killed(call, n, before=lambda *args: None, number=signal.SIGKILL, counts=lambda *args: True):
+    """``call``, the n-th of which, of those that count, does only what ``before`` does of it."""
     count = 0
 
     def wrapper(*args, **kwargs):
         nonlocal count
-        count += 1
-        if count == n:
+        count += counts(*args)
+        if count == n and counts(*args):
             before(*args)
             os.kill(os.getpid(), number)
         return call(*args, **kwargs)
@@ -40,7 +40,7 @@ def half(checkpoint, file):
 
 
 def spoilt(objective, n):
-    """A VAE's objective that is no number in the n-th step."""
+    """A VAE's objective that is NaN in the n-th step."""
 
     def wrapper(self, x):
         nan = float("nan") if self.training and self.trainer.global_step == n - 1 else 0.0
@@ -60,6 +60,9 @@ def arm(moment, n, model=VAE):
         RunLogger.log_metrics = killed(RunLogger.log_metrics, n)
     elif moment == "batch":
         model.training_step = killed(model.training_step, n)
+    elif moment == "epoch":
+        first = lambda self, batch, batch_idx: batch_idx == 0 and self.current_epoch > 0  # noqa: E731
+        model.training_step = killed(model.training_step, n, counts=first)
     elif moment == "validation":
         model.validation_step = killed(model.validation_step, n)
     elif moment.startswith("rank"):
@@ -72,10 +75,13 @@ def arm(moment, n, model=VAE):
             else:
                 model.training_step = killed(model.training_step, n, number=getattr(signal, what))
     elif moment.startswith("SIG"):
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
         model.training_step = killed(model.training_step, n, number=getattr(signal, moment))
 
 
+def main(moment, n, args, model=VAE):
+    arm(moment, n, model)
+    train.main(args)
+
+
 if __name__ == "__main__":
-    arm(sys.argv[1], int(sys.argv[2]))
-    train.main(sys.argv[3:])
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

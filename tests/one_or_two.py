@@ -1,4 +1,4 @@
-"""Run by test_distributed.py, also under torchrun: models trained on the same batches and noise; curves as JSON."""
+"""Run by test_distributed.py on one and two processes: models trained on the same batches and noise; curves as JSON."""
 
 import json
 import os
@@ -22,9 +22,7 @@ from lit_generative.models.vae import VAE
 from lit_generative.models.wgan import WGAN, WGANGP
 from train import leave_together
 
-WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
 WHOLE = 22  # images a step over all processes, a number that is no model's size
-BATCH = WHOLE // WORLD
 NORMAL = {torch.randn, torch.randn_like, torch.Tensor.normal_}  # which is of mean 0 and deviation 1 wherever it is used
 DRAWS = {torch.rand, torch.rand_like, torch.randint} | NORMAL
 
@@ -32,11 +30,15 @@ DRAWS = {torch.rand, torch.rand_like, torch.randint} | NORMAL
 class SharedNoise(TorchFunctionMode):
     """Every draw for a batch is drawn for all processes' images; each process takes that of its own."""
 
+    def __init__(self, processes, rank):
+        super().__init__()
+        self.batch, self.mine, self.count = WHOLE // processes, torch.arange(rank, WHOLE, processes), 0
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         x = func(*args, **(kwargs or {}))
-        if func not in DRAWS or BATCH not in x.shape:
+        if func not in DRAWS or self.batch not in x.shape:
             return x
-        dim = x.shape.index(BATCH)
+        dim = x.shape.index(self.batch)
         shape = [*x.shape[:dim], WHOLE, *x.shape[dim + 1 :]]
         noise = torch.Generator().manual_seed(self.count)
         self.count += 1
@@ -48,7 +50,7 @@ class SharedNoise(TorchFunctionMode):
             drawn = torch.randint(low, high, shape, generator=noise)
         else:
             drawn = torch.rand(shape, generator=noise)
-        return x.copy_(drawn.index_select(dim, torch.arange(RANK, WHOLE, WORLD)))
+        return x.copy_(drawn.index_select(dim, self.mine))
 
 
 class Synchronised(nn.BatchNorm2d):
@@ -98,25 +100,21 @@ def models():
     ]  # fmt: skip
 
 
-def main():
+def main(processes):
+    rank = int(os.environ.get("RANK", 0))
     images = torch.randint(256, (3 * WHOLE, 1, 28, 28), generator=torch.Generator().manual_seed(1)) / 255
-    mine = images[RANK::WORLD]
+    mine = images[rank::processes]
     curves = {}
     torch.manual_seed(0)
     for i, model in enumerate(models()):
-        found, shared = Curves(), SharedNoise()
-        shared.count = 0
-        strategy = "auto" if WORLD == 1 else "ddp_find_unused_parameters_true"
+        found, shared = Curves(), SharedNoise(processes, rank)
+        strategy = "auto" if processes == 1 else "ddp_find_unused_parameters_true"
         options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-        fit = Trainer(accelerator="cpu", devices=WORLD, strategy=strategy, use_distributed_sampler=False, max_epochs=2,
-                      limit_val_batches=0, logger=found, log_every_n_steps=1, **options)  # fmt: skip
+        fit = Trainer(accelerator="cpu", devices=processes, strategy=strategy, use_distributed_sampler=False,
+                      max_epochs=2, limit_val_batches=0, logger=found, log_every_n_steps=1, **options)  # fmt: skip
         with shared:
-            fit.fit(synchronised(model), DataLoader(TensorDataset(mine, torch.zeros(len(mine))), BATCH))
+            fit.fit(synchronised(model), DataLoader(TensorDataset(mine, torch.zeros(len(mine))), shared.batch))
         curves[f"{i} {type(model).__name__}"] = found.losses
-    if RANK == 0:
+    if rank == 0:
         print("curves: " + json.dumps(curves))
-
-
-if __name__ == "__main__":
-    main()
     leave_together()

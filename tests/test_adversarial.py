@@ -1,13 +1,11 @@
 """The game of two networks: who moves when, and what each leaves alone."""
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 from unittest.mock import Mock
 
+import processes
 import pytest
+import tiny_game
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
@@ -24,8 +22,6 @@ from datamodules import FashionMNIST
 from lit_generative.adversarial import frozen
 from lit_generative.models.dcgan import DCGAN
 from lit_generative.models.wgan import WGAN, WGANGP
-
-TESTS = Path(__file__).parent
 
 
 def loader(n=24, batch_size=4):
@@ -180,17 +176,17 @@ def test_strategies_that_would_fail_are_refused_with_the_remedy(options):
         model.setup("fit")
 
 
-def run_script(processes, folder, *args):
-    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, TESTS / "tiny_game.py", str(processes), folder / f"{processes}.pt", *args]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=folder, env=environment)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return torch.load(folder / f"{processes}.pt", weights_only=True)
+def trained_on(number, folder, *name):
+    """What tiny_game.py writes on so many processes."""
+    path = folder / f"{number}.pt"
+    for done in processes.run_together(number, tiny_game.main, number, path, *name, folder=folder):
+        assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(path, weights_only=True)
 
 
 @pytest.mark.slow
 def test_two_processes_are_one_with_the_doubled_batch(tmp_path):
-    one, two = run_script(1, tmp_path), run_script(2, tmp_path)
+    one, two = trained_on(1, tmp_path), trained_on(2, tmp_path)
     assert one["global_step"] == two["global_step"] == 12
     assert_close(two["weights"], one["weights"], atol=1e-6, rtol=1e-5)
 
@@ -198,7 +194,7 @@ def test_two_processes_are_one_with_the_doubled_batch(tmp_path):
 @pytest.mark.slow
 def test_two_processes_of_pix2pix_are_one_with_the_doubled_batch(tmp_path):
     """With instance norm, since batch norm cannot be synchronised on CPUs."""
-    one, two = run_script(1, tmp_path, "Pix2Pix"), run_script(2, tmp_path, "Pix2Pix")
+    one, two = trained_on(1, tmp_path, "Pix2Pix"), trained_on(2, tmp_path, "Pix2Pix")
     assert one["global_step"] == two["global_step"] == 12 and two["spread"] == 0
     # a bias before a norm has no effect, and a gradient of rounding errors that Adam blows up
     a, b = ({k: v for k, v in run["weights"].items() if k.endswith("weight")} for run in (two, one))
@@ -333,7 +329,7 @@ def test_after_training_a_model_is_seen_in_eval_mode_and_trains_on_in_its_own(tm
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["DCGAN", "WGAN", "WGANGP", "FactorVAE"])
 def test_every_gan_trains_on_two_processes(name, tmp_path):
-    result = run_script(2, tmp_path, name)
+    result = trained_on(2, tmp_path, name)
     assert result["global_step"] == 4 and result["spread"] == 0  # the processes hold the same weights
 
 

@@ -1,12 +1,15 @@
 """The command line as its users meet it, in this process."""
 
+import copy
 import csv
 import json
-import subprocess
+import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 import yaml
@@ -20,7 +23,9 @@ from lit_generative.checkpoints import known_classes
 from lit_generative.module import GenerativeModel
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = [p for p in sorted((ROOT / "configs").glob("*.yaml")) if "model" in yaml.safe_load(p.read_text())]
+RECIPES = {p: yaml.safe_load(p.read_text()) for p in sorted((ROOT / "configs").glob("*.yaml"))}
+RECIPES = {path: recipe for path, recipe in RECIPES.items() if "model" in recipe}
+FAST = ("vae_mnist", "realnvp_mnist", "dcgan_fashion_mnist_28", "ddpm_fashion_mnist", "pix2pix_folder")
 QUICK = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 
@@ -46,10 +51,22 @@ def arrays(path):
         return dict(file)
 
 
+@pytest.fixture(scope="session")
+def fitted_once(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fitted")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setenv("LIT_GENERATIVE_DATA", str(data_dir))
+        train.main(["fit", *QUICK, "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--model.hidden=[8]",
+                    "--model.latent=2", "--model.test_k=[2,3]", "--trainer.max_epochs=1",
+                    "--trainer.log_every_n_steps=2"])  # fmt: skip
+    return folder / "runs"
+
+
 @pytest.fixture
-def fitted(run, tmp_path):
-    run("fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--model.hidden=[8]", "--model.latent=2",
-        "--model.test_k=[2,3]", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=2")  # fmt: skip
+def fitted(run, fitted_once, tmp_path):
+    """The folder of a run, the test's own copy."""
+    shutil.copytree(fitted_once, tmp_path / "runs")
     return tmp_path / "runs" / "vae_fashionmnist" / "version_0"
 
 
@@ -156,7 +173,9 @@ def test_resuming_keeps_a_changed_learning_rate_out_of_the_checkpoints_hands(fit
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=() if p.stem in FAST else pytest.mark.slow) for p in RECIPES]
+)
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")  # what is borrowed
 def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
     """As it is, but for numbers of batches, samples and layers; colour images and Inception's weights are made up."""
@@ -166,7 +185,7 @@ def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
     made_up = Quarters()
     made_up.name = "inception"
     monkeypatch.setattr("lit_generative.features.Inception", lambda weights_path: made_up)
-    recipe = yaml.safe_load(path.read_text())
+    recipe = copy.deepcopy(RECIPES[path])
     recipe["data"]["init_args"] |= {"batch_size": 8, "val_size": 16}
     if recipe["data"]["class_path"] == "ImageFolder":  # the user's own: of two classes
         recipe["data"]["init_args"] |= {"data_dir": str(tmp_path / "pictures"), "test_size": 8}
@@ -307,26 +326,32 @@ def test_fast_dev_run_writes_nothing(run, tmp_path):
     assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_help_and_exit_codes():
-    help = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+def script(*args):
+    """What ``python train.py`` does."""
+    sys.argv = ["train.py", *args]
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+def test_help_and_exit_codes(tmp_path):
+    help = processes.run(script, "--help", folder=tmp_path)
     assert help.returncode == 0 and "sample" in help.stdout
-    wrong = subprocess.run([sys.executable, "train.py", "fit", "--model=X"], cwd=ROOT, capture_output=True, text=True)
+    wrong = processes.run(script, "fit", "--model=X", folder=tmp_path)
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr and wrong.stderr.startswith("error: ")
 
 
 def test_two_processes_train_and_see_every_test_image_once(fitted, data_dir, tmp_path):
-    """DDP over gloo, launched as a user would."""
+    """DDP over gloo."""
     args = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=8"]
     args += ["--trainer.enable_progress_bar=false", "--trainer.max_epochs=1", f"--config={fitted}/config.yaml"]
 
-    def call(*command):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+    def call(*args):
+        done = processes.run_together(2, train.main, args, folder=tmp_path, LIT_GENERATIVE_DATA=data_dir)
+        assert [one.returncode for one in done] == [0, 0], done[0].stderr[-3000:]
+        return done[0].stdout
 
-    call(sys.executable, ROOT / "train.py", "fit", *args, "--name=two")
+    call("fit", *args, "--name=two")
     checkpoint = tmp_path / "runs" / "two" / "version_0" / "checkpoints" / "best.ckpt"
-    out = call(sys.executable, ROOT / "train.py", "test", f"--ckpt_path={checkpoint}", *args[:5])
+    out = call("test", f"--ckpt_path={checkpoint}", *args[:5])
     assert "* VAE: 40 images;" in out  # counted over both processes
 
 
@@ -380,6 +405,7 @@ def test_a_folder_of_pictures_of_any_size_is_translated_under_their_names(run, t
 
 
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")  # what is borrowed
+@pytest.mark.slow
 @pytest.mark.parametrize("model", sorted(c.__name__ for c in known_classes(GenerativeModel, "lit_generative.models")))
 def test_every_model_trains_by_its_name_alone(model, run, tmp_path):
     """With nothing listed to choose a checkpoint by, there is one all the same."""

@@ -1,5 +1,6 @@
 """What every model promises, asked of every model that the package holds."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from small_models import SMALL, slow
 
 import lit_generative.models
 from datamodules import FashionMNIST, PairedFolder
@@ -31,21 +33,28 @@ def test_every_file_holds_a_model():
     assert files == {cls.__module__.split(".")[-1] for cls in MODELS}
 
 
-VAE = {"class_path": "lit_generative.models.vae.VAE", "init_args": {"hidden": [8], "latent": 3}}
-ARGUMENTS = {  # what a model cannot be without, or is too large without
-    "LatentDiffusion": {"autoencoder": VAE},
-    "Pix2Pix": {"image_shape": (3, 16, 16), "levels": 3, "width": 4, "patch": 16},
+REQUIRED = {  # what a model cannot be without, or is too large without
+    "LatentDiffusion": {"autoencoder": SMALL["LatentDiffusion"]["autoencoder"]},
+    "Pix2Pix": SMALL["Pix2Pix"],
 }
+ARGUMENTS = SMALL | {"IWAE": {"hidden": [8], "latent": 2, "k": 3}}  # of binary pixels
 
 # parts that are borrowed do not learn
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
 
 
+PARAMS = [
+    # one worker has all tests of a model, and trains it once
+    pytest.param(cls, id=cls.__name__, marks=[pytest.mark.xdist_group(cls.__name__), *slow(cls.__name__)])
+    for cls in MODELS
+]
+
+
 def build(cls):
-    return cls(**ARGUMENTS.get(cls.__name__, {}))
+    return cls(**ARGUMENTS[cls.__name__])
 
 
-@pytest.fixture(params=MODELS, ids=lambda cls: cls.__name__)
+@pytest.fixture(params=PARAMS)
 def model(request):
     return build(request.param)
 
@@ -63,7 +72,10 @@ def images(model, n):
     return k.float() / (model.levels - 1)
 
 
-def test_it_can_do_something_and_samples_are_images(model):
+@pytest.mark.parametrize("cls", PARAMS)
+def test_it_can_do_something_and_samples_are_images(cls):
+    """With the arguments that it has by default."""
+    model = cls(**REQUIRED.get(cls.__name__, {}))
     assert isinstance(model, Samples)
     x = model.eval().sample(5, sources(model, 5))
     assert x.shape == (5, *model.image_shape) and x.dtype == torch.float32
@@ -123,8 +135,7 @@ def test_networks_become_programs_that_give_the_same(model, tmp_path):
 
 def test_a_model_starts_from_a_checkpoint_of_its_own(trained, caplog):
     model, path = trained
-    arguments = ARGUMENTS.get(type(model).__name__, {})
-    started = type(model)(**arguments, init_from=str(path))
+    started = type(model)(**ARGUMENTS[type(model).__name__], init_from=str(path))
     assert "left fresh" not in caplog.text and "init_from" not in started.hparams
     for name, value in model.state_dict().items():
         assert torch.equal(started.state_dict()[name], value)
@@ -150,12 +161,24 @@ def trainer(folder, **kwargs):
     )
 
 
-@pytest.fixture
-def trained(model, data_dir, tmp_path):
-    fit = trainer(tmp_path, max_steps=3, limit_val_batches=1, enable_checkpointing=False)
-    fit.fit(model, datamodule=data(model, data_dir))
-    fit.save_checkpoint(tmp_path / "a.ckpt")
-    return model, tmp_path / "a.ckpt"
+@pytest.fixture(scope="session")
+def train(data_dir, tmp_path_factory):
+    """A function that gives a trained model of a class, and its checkpoint; each is trained once."""
+
+    @functools.cache
+    def trained(cls):
+        folder, model = tmp_path_factory.mktemp(cls.__name__), build(cls)
+        fit = trainer(folder, max_steps=3, limit_val_batches=1, enable_checkpointing=False)
+        fit.fit(model, datamodule=data(model, data_dir))
+        fit.save_checkpoint(folder / "a.ckpt")
+        return model, folder / "a.ckpt"
+
+    return trained
+
+
+@pytest.fixture(params=PARAMS)
+def trained(request, train):
+    return train(request.param)
 
 
 def test_every_parameter_learns(model, data_dir, tmp_path):
@@ -181,21 +204,27 @@ def test_checkpoint_holds_plain_types_and_gives_the_model_back(trained):
             assert torch.equal(again.state_dict()[name], value)
 
 
-def test_checkpoint_loads_in_a_fresh_process(trained):
-    model, path = trained
-    code = (
-        "import sys, torch; from lit_generative.checkpoints import load_model;"
-        "model = load_model(sys.argv[1]); c = torch.load(sys.argv[2]); torch.manual_seed(0);"
-        "print(model.sample(2, c).double().sum().item())"
-    )
+@pytest.mark.slow
+def test_checkpoints_load_in_a_fresh_process(train, tmp_path):
+    """Which has imported nothing but what loads them."""
+    code = """if True:
+        import sys, torch
+        from lit_generative.checkpoints import load_model
+        for path in sys.argv[1:]:
+            model, c = load_model(path), torch.load(f"{path}.sources")
+            torch.manual_seed(0)
+            print(model.sample(2, c).double().sum().item())
+    """
+    paths, sums = [], []
+    for model, path in map(train, MODELS):
+        c = sources(model, 2)
+        torch.save(c, f"{path}.sources")
+        paths.append(path)
+        torch.manual_seed(0)
+        sums.append(model.eval().sample(2, c).double().sum().item())
     root = Path(__file__).parents[1]
-    c, sources_path = sources(model, 2), path.with_name("c.pt")
-    torch.save(c, sources_path)
-    out = subprocess.run(
-        [sys.executable, "-c", code, path, sources_path], cwd=root, capture_output=True, text=True, check=True
-    )
-    torch.manual_seed(0)
-    assert float(out.stdout) == model.eval().sample(2, c).double().sum().item()
+    out = subprocess.run([sys.executable, "-c", code, *paths], cwd=root, capture_output=True, text=True, check=True)
+    assert [float(line) for line in out.stdout.splitlines()] == sums
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")

@@ -6,33 +6,40 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import flow_processes
+import killed_run
+import one_or_two
+import processes
 import pytest
 import torch
-from test_runs import ARGS, curves, differing, state
+import two_processes
+from test_runs import ARGS, curves, differing, on, state
 from torch.testing import assert_close
 
 TESTS = Path(__file__).parent
 
 
-def run_script(name, folder, *args):
-    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, TESTS / name, *map(str, args)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=folder, env=environment)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout
+def run_on(number, main, *args, folder):
+    """What processes print that succeed together, the first of them first."""
+    ended = processes.run_together(number, main, number, *args, folder=folder)
+    assert all(one.returncode == 0 for one in ended), "\n".join(one.stderr[-3000:] for one in ended)
+    return [one.stdout for one in ended]
+
+
+def numbers_after(prefix, outputs):
+    (line,) = [line for line in "".join(outputs).splitlines() if line.startswith(prefix)]
+    return json.loads(line.removeprefix(prefix))
 
 
 @pytest.mark.slow
 def test_metrics_of_two_processes_are_those_of_one(data_dir, tmp_path):
-    def numbers(processes):
-        folder = tmp_path / str(processes)
-        out = run_script("two_processes.py", tmp_path, processes, data_dir, folder)
-        (line,) = [line for line in out.splitlines() if line.startswith("numbers: ")]
-        assert out.count("test of Model") == 1  # one rank speaks
-        return json.loads(line.removeprefix("numbers: "))
+    def numbers(number):
+        folder = tmp_path / str(number)
+        out = run_on(number, two_processes.main, data_dir, folder, folder=folder)
+        assert "".join(out).count("test of Model") == 1  # one rank speaks
+        return numbers_after("numbers: ", out)
 
     one, two = numbers(1), numbers(2)
     for found in (one, two):
@@ -47,31 +54,26 @@ def test_metrics_of_two_processes_are_those_of_one(data_dir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["act", "batch"])
 def test_normalisations_start_and_run_over_all_processes(norm, tmp_path):
-    for processes in (1, 2):
-        run_script("flow_processes.py", tmp_path, processes, norm, tmp_path / f"{processes}.pt")
+    for number in (1, 2):
+        run_on(number, flow_processes.main, norm, tmp_path / f"{number}.pt", folder=tmp_path)
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
     assert_close(two, one, atol=2e-4, rtol=1e-3)
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--max_restarts=1", "--standalone"]
 LAST = Path("runs", "killed", "version_0", "checkpoints", "last.ckpt")
+TWO = [*ARGS, "--data.batch_size=8", "--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
-def start(data_dir, folder, *launcher, moment="rank"):
+def start(data_dir, folder, moment="rank"):
     """A run of two processes in whose third batch something happens, the first time; see killed_run.py."""
-    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1",
-                                "LIT_GENERATIVE_DATA": str(data_dir),
-                                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # fmt: skip
-    processes = ["--data.batch_size=8", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    command = [sys.executable, *launcher, TESTS / "killed_run.py", moment, "3", *ARGS, *processes]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    return processes.run_together(2, killed_run.main, moment, 3, TWO, folder=folder, **on(data_dir))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(data_dir, tmp_path_factory):
     """The folder of a run to which nothing happens."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert start(data_dir, folder, *TORCHRUN, moment="never").returncode == 0
+    assert [done.returncode for done in start(data_dir, folder, moment="never")] == [0, 0]
     return folder / LAST.parents[1]
 
 
@@ -82,18 +84,29 @@ def assert_ends_as(undisturbed, run):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_with_its_reason(data_dir, tmp_path):
-    begun = time.monotonic()
-    done = start(data_dir, tmp_path)
-    assert done.returncode != 0 and time.monotonic() - begun < 60 + 30  # beside the time to start
-    assert "Traceback" not in done.stderr
+    """Started as a user does: the first process starts the second."""
+    command = [sys.executable, TESTS / "killed_run.py", "rank", "3", *TWO]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | on(str(data_dir)), capture_output=True, text=True,
+                          timeout=120)  # fmt: skip
+    assert done.returncode != 0 and "Traceback" not in done.stderr
     assert re.search(
         "error: another process of this run has ended: .* was killed|terminated with code -9", done.stderr
     ), done.stderr[-2000:]
 
 
+def elastic(moment, n, args):
+    """What ``torchrun --standalone --nproc_per_node 2 --max-restarts 1`` does, with processes that are forked."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(1, 1, 2, max_restarts=1, start_method="fork", rdzv_backend="c10d",
+                          rdzv_endpoint="localhost:0", run_id="tests", monitor_interval=0.1)  # fmt: skip
+    elastic_launch(config, killed_run.main)(moment, n, args)
+
+
 @pytest.mark.slow
 def test_torchrun_starts_the_job_again_from_its_last_checkpoint(undisturbed, data_dir, tmp_path):
-    done = start(data_dir, tmp_path, *TORCHRUN)
+    environment = on(data_dir) | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": 1}
+    done = processes.run(elastic, "rank", 3, TWO, folder=tmp_path, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "going on from runs/killed/version_0/checkpoints/last.ckpt, step 2" in done.stderr
     (run,) = (tmp_path / "runs" / "killed").iterdir()
@@ -102,23 +115,25 @@ def test_torchrun_starts_the_job_again_from_its_last_checkpoint(undisturbed, dat
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_is_one_to_all(undisturbed, data_dir, tmp_path):
+    asked = [128 + signal.SIGTERM] * 2
     done = start(data_dir, tmp_path, moment="rank-SIGTERM")
-    assert done.returncode == 128 + signal.SIGTERM, done.stderr[-3000:]
-    assert done.stderr.count("SIGTERM: saved") == 1 and "Traceback" not in done.stderr
+    said = "".join(one.stderr for one in done)
+    assert [one.returncode for one in done] == asked, said[-3000:]
+    assert said.count("SIGTERM: saved") == 1 and "Traceback" not in said
     assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 3
-    (early := tmp_path / "early").mkdir()
-    done = start(data_dir, early, moment="rank-sanity")
-    assert done.returncode == 128 + signal.SIGTERM and "step 1" in done.stderr, done.stderr[-3000:]
+    done = start(data_dir, tmp_path / "early", moment="rank-sanity")
+    assert [one.returncode for one in done] == asked and "step 1" in done[0].stderr, done[0].stderr[-3000:]
     done = start(data_dir, tmp_path, moment="rank-SIGUSR1")
-    assert done.returncode == 0 and "SIGUSR1: saved" in done.stderr, done.stderr[-3000:]
+    assert [one.returncode for one in done] == [0, 0] and "SIGUSR1: saved" in done[0].stderr, done[0].stderr[-3000:]
     assert_ends_as(undisturbed, tmp_path / LAST.parents[1])
 
 
 @pytest.mark.slow
-def test_a_loss_of_one_process_that_is_no_number_stops_all(data_dir, tmp_path):
+def test_a_loss_of_one_process_that_is_nan_stops_all(data_dir, tmp_path):
     done = start(data_dir, tmp_path, moment="rank-nan")
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
-    assert len(re.findall(r"error: step 3: loss is nan.* The last checkpoint: .*last\.ckpt", done.stderr)) == 1
+    said = "".join(one.stderr for one in done)
+    assert [one.returncode for one in done] == [1, 1] and "Traceback" not in said, said[-3000:]
+    assert len(re.findall(r"error: step 3: loss is nan.* The last checkpoint: .*last\.ckpt", said)) == 1
     saved = torch.load(tmp_path / LAST, weights_only=True)
     assert saved["global_step"] == 2 and all(v.isfinite().all() for v in saved["state_dict"].values())
 
@@ -126,16 +141,7 @@ def test_a_loss_of_one_process_that_is_no_number_stops_all(data_dir, tmp_path):
 @pytest.mark.slow
 def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path):
     """Batch norm is synchronised; of Pix2Pix see test_adversarial.py."""
-
-    def losses_of(*launcher):
-        environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, *launcher, TESTS / "one_or_two.py"]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path, env=environment)
-        assert run.returncode == 0, run.stderr[-3000:]
-        (line,) = [line for line in run.stdout.splitlines() if line.startswith("curves: ")]
-        return json.loads(line.removeprefix("curves: "))
-
-    one, two = losses_of(), losses_of("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    one, two = (numbers_after("curves: ", run_on(n, one_or_two.main, folder=tmp_path / str(n))) for n in (1, 2))
     assert len(one) == 11 and one.keys() == two.keys()
     for name, losses in one.items():
         assert losses.keys() == two[name].keys() and losses

@@ -3,10 +3,10 @@
 import ast
 import importlib
 import pkgutil
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
@@ -87,11 +87,14 @@ def test_hooks_are_real():
                     assert node.name in known, f"{path.relative_to(ROOT)}: {node.name}"
 
 
-def test_slow_imports_wait_until_they_are_needed():
+def print_slow_imports():
     # (Lightning's torchmetrics imports matplotlib, scipy and torch_fidelity where they are installed)
-    code = "import sys, train; print([m for m in ('wandb', 'tensorboard', 'sklearn') if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    print([name for name in ("wandb", "tensorboard", "sklearn") if name in sys.modules], "train" in sys.modules)
+
+
+def test_slow_imports_wait_until_they_are_needed(tmp_path):
+    # in a process that has imported `train`, and nothing else
+    assert processes.run(print_slow_imports, folder=tmp_path).stdout == "[] True\n"
     slow = {"wandb", "matplotlib", "torch_fidelity", "scipy", "tensorboard"}
     for path in [ROOT / "train.py", *(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))]:
         top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -2,13 +2,12 @@
 
 import csv
 import errno
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
+import killed_run
+import processes
 import pytest
+import small_models
 import torch
 from test_contract import MODELS
 
@@ -17,7 +16,6 @@ from datamodules.streets import write
 from lit_generative.runs import RunLogger, WholeCheckpoints, newest_checkpoint
 from lit_generative.whole_files import whole_file
 
-TESTS = Path(__file__).parent
 ARGS = ["fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--data.val_size=16", "--model.hidden=[8]",
         "--model.latent=2", "--model.decay_from=0.5", "--name=killed", "--trainer.max_epochs=3",
         "--trainer.log_every_n_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
@@ -26,11 +24,12 @@ AVERAGED = "--trainer.callbacks=" + '[{"class_path": "callbacks.EMA", "init_args
 
 
 def attempt(folder, data_dir, moment, n, *more):
-    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1",
-                                "LIT_GENERATIVE_DATA": str(data_dir)}  # fmt: skip
-    command = [sys.executable, TESTS / "killed_run.py", moment, str(n), *ARGS, AVERAGED, *more]
-    folder.mkdir(exist_ok=True)
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    """A run of its own process, to which something happens; see killed_run.py."""
+    return processes.run(killed_run.main, moment, n, [*ARGS, AVERAGED, *more], folder=folder, **on(data_dir))
+
+
+def on(data_dir):
+    return {"LIT_GENERATIVE_DATA": data_dir}
 
 
 def curves(run):
@@ -59,32 +58,41 @@ def differing(a, b, place=""):
     return [] if same else [place]
 
 
-@pytest.fixture(scope="module")
-def killed_models(data_dir, tmp_path_factory):
-    """The folder of killed_models.py's runs, and how its processes ended."""
-    folder = tmp_path_factory.mktemp("killed_models")
-    write(folder / "streets", "pairs", {"train": 96, "val": 16}, size=20, seed=0)
-    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1",
-                                "LIT_GENERATIVE_DATA": str(data_dir)}  # fmt: skip
-    command = [sys.executable, TESTS / "killed_models.py", folder / "streets"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=480)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ended = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ended: ")]
-    return folder, {name: [int(code) for code in codes] for name, *codes in ended}, done.stderr
+@pytest.fixture(scope="session")
+def streets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs") / "streets"
+    write(folder, "pairs", {"train": 96, "val": 16}, size=20, seed=0)
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS, ids=lambda cls: cls.__name__)
-def test_every_model_that_is_killed_ends_as_one_that_is_not(model, killed_models):
-    """In a batch, half-way through a checkpoint, before a line of the curves, and in a validation."""
-    folder, ended, errors = killed_models
-    assert ended[model.__name__] == [0, *[-signal.SIGKILL] * 4, 0], errors[-3000:]
-    a, b = (folder / model.__name__ / kind / "runs" / "run" / "version_0" for kind in ("whole", "killed"))
+def test_every_model_that_is_killed_ends_as_one_that_is_not(model, streets, data_dir, tmp_path):
+    """In a batch, half-way through a checkpoint, after an epoch, before a line of the curves, in a validation.
+
+    Some end by themselves before that, at their last step, and go on to another.
+    """
+    name = model.__name__
+    args = small_models.command(name, streets)
+
+    def attempt(folder, moment, n, *more):
+        folder = tmp_path / folder
+        done = processes.run(killed_run.main, moment, n, [*args, *more], model, folder=folder, **on(data_dir))
+        expected = 0 if moment == "never" else -signal.SIGKILL
+        assert done.returncode == expected, f"{moment}: {done.stderr[-3000:]}"
+
+    attempt("whole", "never", 0)
+    if name in small_models.ENDS:
+        attempt("killed", "never", 0, f"--trainer.max_steps={small_models.ENDS[name]}")
+    for moment, n in small_models.KILLS:
+        attempt("killed", moment, n)
+    attempt("killed", "never", 0)
+    a, b = (tmp_path / kind / "runs" / "run" / "version_0" for kind in ("whole", "killed"))
     assert len(curves(a)) >= 5 and curves(b) == curves(a)
-    assert state(a, "last.ckpt")["global_step"] == {"IWAE": 6}.get(model.__name__, 10)
+    assert state(a, "last.ckpt")["global_step"] == small_models.STEPS.get(name, 10)
     assert [path.name for path in b.parent.iterdir()] == ["version_0"]
-    for name in ("best.ckpt", "last.ckpt"):
-        assert differing(state(b, name), state(a, name)) == []
+    for checkpoint in ("best.ckpt", "last.ckpt"):
+        assert differing(state(b, checkpoint), state(a, checkpoint)) == []
 
 
 @pytest.mark.parametrize(

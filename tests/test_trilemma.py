@@ -1,14 +1,12 @@
 """The table over several evaluations."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from benchmarks import trilemma
 
 
-def test_results_of_several_evaluations_become_a_table_and_a_plot(tmp_path):
+def test_results_of_several_evaluations_become_a_table_and_a_plot(tmp_path, monkeypatch, capsys):
     for name, distance in (("a", "fid_x"), ("b", "fid_x"), ("c", "fid_y")):
         metrics = {distance: 3.0, "samples_per_second": 10.0, "recall": 0.5}
         row = {"model": name.upper(), distance: "3.00", "recall": "0.500"}
@@ -16,8 +14,9 @@ def test_results_of_several_evaluations_become_a_table_and_a_plot(tmp_path):
         results = {"row": row, "protocol": {"FID": f"protocol of {name}"}, "metrics": metrics}
         (tmp_path / name / "results.json").write_text(json.dumps(results))
     paths = [str(tmp_path / name / "results.json") for name in "abc"]
-    command = [sys.executable, ROOT / "benchmarks" / "trilemma.py", *paths, "--output", tmp_path / "out"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    monkeypatch.setattr(sys, "argv", ["trilemma.py", *paths, "--output", str(tmp_path / "out")])
+    trilemma.main()
+    out = capsys.readouterr().out
     lines = (tmp_path / "out" / "trilemma.md").read_text().splitlines()
     assert lines[0] == "| run | model | fid_x | recall | fid_y |" and lines[0] in out
     assert lines[2].endswith("| A | 3.00 | 0.500 | - |") and lines[4].endswith("| C | - | 0.500 | 3.00 |")

@@ -1,7 +1,6 @@
-"""A game of numbers instead of images; run by test_adversarial.py also as a script, on some number of processes."""
+"""A game of numbers instead of images; trained by test_adversarial.py also on some number of processes."""
 
 import os
-import sys
 
 import torch
 from lightning.pytorch import Trainer
@@ -45,23 +44,22 @@ class Game(Adversarial):
         return optimizers, [{"scheduler": halve[0], "interval": "step"}, {"scheduler": halve[1], "interval": "epoch"}]
 
 
-def main():
-    processes, path = int(sys.argv[1]), sys.argv[2]
+def main(processes, path, name="Game"):
     x = torch.randn(32, 1, generator=torch.Generator().manual_seed(1))
     mine = slice(int(os.environ.get("LOCAL_RANK", 0)), None, processes)  # together the same eight numbers a step
     batches = DataLoader(TensorDataset(x[mine], x.flip(0)[mine]), 8 // processes)
     torch.manual_seed(0)
     model, callbacks = Game(n_critic=2), []
-    if sys.argv[3:] == ["Pix2Pix"]:  # which in this form draws nothing
+    if name == "Pix2Pix":  # which in this form draws nothing
         pairs = torch.rand(2, 16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
         batches = DataLoader(TensorDataset(*pairs[:, mine]), 4 // processes)
         model = Pix2Pix((3, 16, 16), levels=3, width=4, patch=16, norm="instance", dropout=0.0, decay_from=0.0)
-    elif len(sys.argv) > 3:  # a GAN of that name instead, on images
-        file, options = sys.argv[3].lower().removesuffix("gp"), {"width": 4, "latent": 4, "n_critic": 2}
+    elif name != "Game":  # a GAN of that name instead, on images
+        file, options = name.lower().removesuffix("gp"), {"width": 4, "latent": 4, "n_critic": 2}
         networks = ["generator"]
-        if sys.argv[3] == "FactorVAE":
+        if name == "FactorVAE":
             file, options, networks = "factor_vae", {"hidden": (4,), "units": 4, "layers": 1}, ["encoder", "decoder"]
-        model = getattr(getattr(lit_generative.models, file), sys.argv[3])(accumulate=2, **options)
+        model = getattr(getattr(lit_generative.models, file), name)(accumulate=2, **options)
         batches, callbacks = DataLoader(TensorDataset(torch.rand(16, 1, 28, 28), torch.zeros(16)), 4), [EMA(networks)]
     trainer = Trainer(
         accelerator="cpu",
@@ -81,8 +79,4 @@ def main():
     spread = float((trainer.strategy.all_gather(weights).view(processes, -1) - weights).abs().max())
     if trainer.is_global_zero:
         torch.save({"weights": model.state_dict(), "global_step": trainer.global_step, "spread": spread}, path)
-
-
-if __name__ == "__main__":
-    main()
     leave_together()

@@ -1,7 +1,6 @@
 """Run by test_distributed.py: a test with every callback on some number of processes; the numbers as JSON."""
 
 import json
-import sys
 
 import torch
 from lightning.pytorch import Trainer
@@ -27,8 +26,7 @@ class Model(Random):
         return Normal(mu, torch.full_like(mu, 0.3))
 
 
-def main():
-    processes, data_dir, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+def main(processes, data_dir, folder):
     callbacks = [
         SampleGrid(n=4),
         ReconstructionGrid(n=4),
@@ -64,8 +62,4 @@ def main():
     found |= {f"ddpm {name}": v for name, v in sampled.items() if "quarters" in name}
     if trainer.is_global_zero:
         print("numbers: " + json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
     leave_together()
