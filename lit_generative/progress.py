@@ -57,8 +57,8 @@ def count_epochs(checkpoint: dict[str, Any]) -> None:
     if not loop or not loop["epoch_progress"]["current"]["started"]:
         return
     epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
-    # saved in a validation after the last batch, the end of the epoch is still to come
-    ended = epochs["current"]["processed"] >= epochs["current"]["started"]
+    ended = epochs["current"]["processed"] >= epochs["current"]["started"]  # not yet in a validation after that batch
+    # saved in the hook after that batch: Lightning leaves out its validation and the end of the epoch
     in_batch_end = batches["current"]["completed"] < batches["current"]["processed"]
     over = batches["is_last_batch"] and (ended or in_batch_end)
     for count in (epochs["total"], epochs["current"]):

@@ -169,6 +169,7 @@ BOUNDS = {
     "unaligned": {"max_steps": 18, "val_check_interval": 3, "check_val_every_n_epoch": None},
     "rare": {"max_steps": 20, "check_val_every_n_epoch": 2},
     "none": {"max_steps": 20, "limit_val_batches": 0},
+    "short epochs": {"max_steps": 14, "limit_train_batches": 4},
 }
 
 
@@ -194,7 +195,7 @@ def test_a_run_killed_around_the_ends_of_epochs_is_the_whole_one(model, bounds, 
     """In the first batch after one; right after the checkpoint of one; within one, without and with a checkpoint."""
     until = BOUNDS[bounds]
     run = Run(data_dir, tmp_path, model)
-    run.part(kill=Kill("on_train_batch_start", BATCHES + 1), **until)
+    run.part(kill=Kill("on_train_batch_start", until.get("limit_train_batches", BATCHES) + 1), **until)
     run.part(kill=Kill("on_train_epoch_end", 1), seed=6, **until)
     run.part(kill=Kill("on_train_batch_start", 2), seed=7, **until)
     run.part(kill=Kill("on_train_batch_start", 4), save_every=1, seed=8, **until)
