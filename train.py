@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 import datamodules
 import lit_generative.models
 from callbacks import (
+    CheckMonitors,
     PredictionWriter,
     ReconstructionGrid,
     Report,
@@ -237,7 +238,8 @@ class CLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False and not has_bar:
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]  # a refresh costs about a millisecond
         trainer = super().instantiate_trainer(
-            callbacks=[*callbacks, PredictionWriter(), Report(), SaveOnSignal(), WandbRecord()], **kwargs
+            callbacks=[*callbacks, PredictionWriter(), Report(), SaveOnSignal(), WandbRecord(), CheckMonitors()],
+            **kwargs,
         )
         if saves:
             # behind the best, whose own save_last writes only when there is a better one

@@ -1,6 +1,7 @@
 """Callbacks that look at any model through its protocols, one per file."""
 
 from callbacks.attribute_direction import AttributeDirection
+from callbacks.check_monitors import CheckMonitors
 from callbacks.denoising_film import DenoisingFilm
 from callbacks.disentanglement import Disentanglement
 from callbacks.ema import EMA
@@ -33,6 +34,7 @@ __all__ = [
     "EMA",
     "FID",
     "AttributeDirection",
+    "CheckMonitors",
     "DenoisingFilm",
     "Disentanglement",
     "Film",

@@ -1,5 +1,6 @@
 """The moments at which a callback looks at a model."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,6 +17,7 @@ class FirstBatch(Callback):
 
     every_n_epochs: int = 1
     every_batch: ClassVar[bool] = False
+    logged: Sequence[str] = ()  # names of numbers that may be logged in validation, as ``val/<name>``
 
     def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         raise NotImplementedError

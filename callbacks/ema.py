@@ -62,7 +62,7 @@ class EMA(Callback):
             average.module.to(pl_module.device)  # its counter stays on the CPU
         self._exchange(pl_module, in_place=False)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._steps = self._count(trainer, pl_module)
 
     @staticmethod
@@ -78,7 +78,6 @@ class EMA(Callback):
                 n = int(average.n_averaged)
                 self._decay = min(self.decay, (1 + n) / (10 + n))
                 average.update_parameters(getattr(pl_module, name))
-        self._steps = steps
 
     # -- looking: before the hooks of batches and after them, whatever the order of the callbacks ----
 
@@ -123,7 +122,10 @@ class EMA(Callback):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The model has loaded the raw weights to train on, or else the averages; the other set comes here."""
+        """Training goes on with the checkpoint's averages; whoever looks at them has them in the model already."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._averages, self._model, self._in_place = {}, lambda: None, False  # a later training begins
+            return
         saved = checkpoint.get("ema", {"weights": {}, "updates": {}})
         for name, average in self._averages.items():
             average.module.load_state_dict(getattr(pl_module, name).state_dict())
@@ -131,4 +133,4 @@ class EMA(Callback):
             with torch.no_grad():
                 for key, p in average.module.named_parameters():
                     p.copy_(saved["weights"].get(f"{name}.{key}", p))
-        self._in_place = trainer.state.fn != TrainerFn.FITTING
+        self._in_place = False

@@ -79,7 +79,7 @@ class FID(FirstBatch):
     def _reset(self) -> None:
         self._real: Gaussian | None = None  # on rank 0
         self._fake: FeatureCollector | None = None  # while samples wait for the end of the epoch
-        self._protocol = ""
+        self._protocol, self.logged = "", ()
         self.net: nn.Module | None = None  # None: there is nothing to do
 
     # -- the start of a run: everything that can fail ----------------------------------------------
@@ -105,6 +105,7 @@ class FID(FirstBatch):
             return
         self.name = str(getattr(net, "name", type(net).__name__.lower()))
         self.metric = f"{self.subject}{self.name}"
+        self.logged = (f"fid_{self.metric}",)
         same = [c for c in trainer.callbacks if type(c) is type(self) and c.net is not None]  # type: ignore[attr-defined]
         if any(c.name == self.name for c in same):
             raise ValueError(f"two {type(self).__name__} callbacks have the extractor {self.name}: leave one out")

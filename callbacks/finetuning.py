@@ -57,6 +57,10 @@ class Finetuning(BaseFinetuning):
             if epoch >= start:
                 self.make_trainable(list(_named(pl_module, pattern)))
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:  # a run that goes on within an epoch does not start it
+            self.finetune_function(pl_module, trainer.current_epoch, optimizer)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         factors = {
             id(p): factor

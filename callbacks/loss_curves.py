@@ -32,7 +32,10 @@ class LossCurves(Callback):
             # a tensor that stays the same one was not logged again
             if value is not None and value is not self._seen.get(name):
                 self._seen[name] = value
-                self._points.setdefault(name, []).append((trainer.current_epoch, float(value)))
+                points = self._points.setdefault(name, [])
+                if points and points[-1][0] == trainer.current_epoch:
+                    points.pop()  # of a run that ended within the epoch, and goes on
+                points.append((trainer.current_epoch, float(value)))
 
     def state_dict(self) -> dict[str, Any]:
         return {name: [list(point) for point in points] for name, points in self._points.items()}

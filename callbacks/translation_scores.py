@@ -33,6 +33,9 @@ class TranslationScores(EveryBatch):
         seed: Of the noise.
     """
 
+    _of_labels = ("pixel_accuracy", "class_accuracy", "class_iou")
+    logged = ("l1", "psnr", "ssim", "lpips", *_of_labels, *(f"real_{name}" for name in _of_labels))
+
     def __init__(
         self, segmentation: nn.Module | None = None, lpips: bool | None = None, every_n_epochs: int = 1, seed: int = 0
     ) -> None:

@@ -6,7 +6,7 @@ buffers. A model writes `generate`, `discriminator_loss`, `generator_loss` and i
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -58,6 +58,7 @@ class Adversarial(GenerativeModel):
     generator: nn.Module
     discriminator: nn.Module
     monitor: str | None = None  # a game has no loss to choose by
+    handed_on = (*GenerativeModel.handed_on, "adversarial_steps", "adversarial_step_begun")
 
     def __init__(self, n_critic: int = 1, accumulate: int = 1, clip: float = 0.0, **rest: Any) -> None:
         super().__init__(**rest)
@@ -67,7 +68,6 @@ class Adversarial(GenerativeModel):
         self.n_critic, self.batches_per_step, self.clip = n_critic, accumulate, clip
         self.discriminator_steps = self.generator_steps = self.images_seen = 0
         self._waiting: list[Batch] = []  # batches behind the gradients of a step to come
-        self._begun: dict[str, Any] = {}  # the same from a checkpoint
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -110,7 +110,8 @@ class Adversarial(GenerativeModel):
         return super().counters() | own
 
     def on_train_epoch_end(self) -> None:
-        self._step_schedules("epoch", self.current_epoch + 1)
+        if self.trainer.is_last_batch:  # else the run ends within the epoch
+            self._step_schedules("epoch", self.current_epoch + 1)
 
     def _step_schedules(self, interval: str, now: int) -> None:
         configs = [c for c in self.trainer.lr_scheduler_configs if c.interval == interval and now % c.frequency == 0]
@@ -185,15 +186,16 @@ class Adversarial(GenerativeModel):
                 )
         return []
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
+    def start_training(self, handed_on: Mapping[str, Any]) -> None:
+        super().start_training(handed_on)
         if any(isinstance(config.scheduler, ReduceLROnPlateau) for config in self.trainer.lr_scheduler_configs):
             raise ValueError(f"{type(self).__name__} has no loss to watch: ReduceLROnPlateau cannot be used")
-        # gradients of a step that another run began are gone, unless a checkpoint brings them
-        self._waiting = [(x.to(self.device), c.to(self.device)) for x, c in self._begun.get("batches", ())]
-        for name, gradient in self._begun.get("gradients", {}).items():
+        steps = handed_on.get("adversarial_steps", [0, 0, 0])
+        self.discriminator_steps, self.generator_steps, self.images_seen = steps
+        begun = handed_on.get("adversarial_step_begun", {})
+        self._waiting = [(x.to(self.device), c.to(self.device)) for x, c in begun.get("batches", ())]
+        for name, gradient in begun.get("gradients", {}).items():
             self.discriminator.get_parameter(name).grad = gradient.to(self.device)
-        self._begun = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """A game has no loss to validate by; callbacks look at the samples."""
@@ -209,12 +211,6 @@ class Adversarial(GenerativeModel):
                 name: p.grad.clone() for name, p in self.discriminator.named_parameters() if p.grad is not None
             }
             checkpoint["adversarial_step_begun"] = {"batches": self._waiting, "gradients": gradients}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        steps = checkpoint.get("adversarial_steps", [0, 0, 0])
-        self.discriminator_steps, self.generator_steps, self.images_seen = steps
-        self._begun = checkpoint.get("adversarial_step_begun", {})
 
 
 @contextmanager

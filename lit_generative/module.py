@@ -1,6 +1,5 @@
 """What every model shares under Lightning: checks at the start, checkpoints that name their class."""
 
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +7,14 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lit_generative.progress import begin_next_epoch, count_epochs, progress, resume_learning_rates
 from lit_generative.randomness import mixed_seed, rng_states, set_rng_states
 from lit_generative.train_log import TrainLog
 
@@ -39,6 +40,7 @@ class GenerativeModel(TrainLog):
     training_seconds: float = 0.0  # wall time behind the weights without validation, over all runs that were resumed
 
     def setup(self, stage: str) -> None:
+        self._handed_on = {}  # of a run that did not come to train
         self.require_fitting(getattr(self.trainer, "datamodule", None))
         strategy: Any = self.trainer.strategy
         synchronised = getattr(strategy, "_layer_sync", None) is not None and strategy.root_device.type == "cpu"
@@ -145,43 +147,46 @@ class GenerativeModel(TrainLog):
     def with_decay(self, optimizer: torch.optim.Optimizer, decay_from: float, warmup: int = 0) -> Any:
         """The optimiser with a learning rate that falls linearly to 0 from that fraction of the run on; 1: never.
 
-        In the first ``warmup`` steps it rises linearly.
+        In the first ``warmup`` steps it rises linearly. A resumed run of another length follows the schedule of that
+        length from where it stands, see `progress`.
         """
         if decay_from >= 1 and not warmup:
             return optimizer
         if decay_from < 1:
             self.require_length("decay_from < 1")
 
-        def share(step: int) -> float:
+        def factor(step: int) -> float:
             rise = min(1.0, (step + 1) / (warmup + 1))
-            if decay_from >= 1:
-                return rise
-            # Asked for before the first step, the length would make Lightning set the data up before it restores
-            # their position in a resumed epoch.
-            steps = self.trainer.estimated_stepping_batches if step else math.inf
-            return min(rise, (1 - step / steps) / (1 - decay_from))
+            return rise if decay_from >= 1 else min(rise, (1 - progress(self.trainer)) / (1 - decay_from))
 
-        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
 
     # -- randomness and checkpoints ----------------------------------------------------------------
 
-    _restored: Mapping[str, Any] = MappingProxyType({})
+    # What a checkpoint hands to the training that goes on from it: `Trainer.fit` with its path, and nothing else, does
+    # so. Whoever only loads or tests it, and trains then, begins.
+    handed_on: tuple[str, ...] = ("rng_state", "train_log", LightningModule.CHECKPOINT_HYPER_PARAMS_KEY)
+    _handed_on: Mapping[str, Any] = MappingProxyType({})
     _started: float | None = None
 
     def on_train_start(self) -> None:
-        """Go on with a resumed run's noise, if there are as many processes; each draws its own."""
+        begin_next_epoch(self.trainer)
         self._started = time.perf_counter()
-        # nothing is resumed where only `load_from_checkpoint` was called
-        restored = self._restored if self.trainer.ckpt_path is not None else {}
-        self._restored = {}
-        self.start_log(restored.get("train_log"))
-        states = restored.get("rng_state")
-        if states is not None and len(states["cpu"]) == self.processes:
+        handed_on, self._handed_on = self._handed_on, {}
+        self.start_training(handed_on)
+
+    def start_training(self, handed_on: Mapping[str, Any]) -> None:
+        """Go on from the entries ``handed_on`` of a checkpoint; begin where there are none."""
+        self.start_log(handed_on.get("train_log"))
+        states = handed_on.get("rng_state")
+        if states is not None and len(states["cpu"]) == self.processes:  # each process draws its own noise
             set_rng_states({kind: state[self.global_rank] for kind, state in states.items()}, self.device)
         elif self.processes > 1:  # each its own noise, and none twice
             torch.manual_seed(mixed_seed(torch.initial_seed() % 2**32, self.global_rank, self.trainer.global_step))
-        self._keep_learning_rate(restored.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("lr"))
+        if handed_on:
+            before = handed_on.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("lr")
+            resume_learning_rates(self.trainer, before, self.hparams.get("lr"))
 
     def _stop_clock(self, go_on: bool = False) -> None:
         now = time.perf_counter()
@@ -212,33 +217,17 @@ class GenerativeModel(TrainLog):
             module.training = True
         self._trained = ()
 
-    def _keep_learning_rate(self, before: float | None) -> None:
-        """Lightning restores the optimisers with the checkpoint's learning rate: one newly given wins over it."""
-        now = self.hparams.get("lr")
-        if before is None or now is None or now == before:
-            return
-        if before == 0:
-            raise ValueError(f"lr was 0 until here, and its schedule says nothing of {now}: begin anew with init_from")
-        factor = now / before
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] *= factor
-                group["initial_lr"] = group.get("initial_lr", before) * factor
-        for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.base_lrs = [lr * factor for lr in config.scheduler.base_lrs]
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.training_seconds = checkpoint.get("training_seconds", 0.0)
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING and "ema" in checkpoint:
+        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
+            return
+        if "ema" in checkpoint:
             # a checkpoint's weights are averages, for whoever looks; training goes on with those that were averaged
             state, other = checkpoint["state_dict"], checkpoint["ema"]["weights"]
             for name in other:
                 state[name], other[name] = other[name], state[name]
-        self._restored = {
-            key: checkpoint[key]
-            for key in ("rng_state", "train_log", self.CHECKPOINT_HYPER_PARAMS_KEY)
-            if key in checkpoint
-        }
+        count_epochs(checkpoint)
+        self._handed_on = {key: checkpoint[key] for key in self.handed_on if key in checkpoint}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample."""

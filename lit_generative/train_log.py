@@ -33,6 +33,13 @@ class TrainLog(LightningModule):
         """Processes that train together; 1 without a trainer."""
         return 1 if self._trainer is None else self._trainer.world_size
 
+    def over_processes(self, value: Tensor) -> Tensor:
+        """The mean of ``value`` over the processes of a training step, without gradients."""
+        if self.processes == 1 or not self.trainer.training:
+            return value.detach()
+        reduced: Tensor = self.trainer.strategy.reduce(value.detach(), reduce_op="mean")
+        return reduced
+
     def accumulate(self, metrics: Mapping[str, Tensor], images: int) -> None:
         """Add scalars of one training step, to be logged as ``train/<name>`` means at the next written line.
 
@@ -86,6 +93,10 @@ class TrainLog(LightningModule):
     def on_train_epoch_start(self) -> None:
         self._clock, self._images = time.perf_counter(), 0
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Lightning numbers rows by a counter of its own, which some checkpoints leave one step off
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Any, batch_idx: int) -> None:
         if not self._line_is_due():
             return
@@ -126,7 +137,7 @@ class TrainLog(LightningModule):
         """Go on with what `log_begun` gave, or begin."""
         trainer = self.trainer
         self._images, self._clock = 0, time.perf_counter()  # an epoch that is resumed has no start
-        self._sums, self._logged_step = {}, trainer.global_step
+        self._sums, self._logged_step, self.skipped_steps = {}, trainer.global_step, 0
         if begun is None:
             return
         self._sums = {tuple(names): [sums.to(self.device), steps] for names, sums, steps in begun["sums"]}

@@ -5,9 +5,10 @@ from itertools import chain
 
 import pytest
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from datamodules.loader import TensorLoader, bernoulli
+from lit_generative.module import GenerativeModel
 
 # Lightning 2.6 asks torch 2.9 and later in a way that they deprecate.
 
@@ -118,7 +119,9 @@ def test_iter_is_lazy():
     assert [c.tolist() for _, c in stale] == seen(make(), 1)
 
 
-class Recorder(LightningModule):
+class Recorder(GenerativeModel):
+    image_shape = (1, 2, 3)
+
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
@@ -149,8 +152,7 @@ def fit(model, callbacks=(), ckpt_path=None, **until):
     trainer.fit(model, make(random_flip=True), make(shuffle=False, drop_last=False), ckpt_path=ckpt_path)
 
 
-# An epoch has 6 batches. (Lightning itself skips an epoch's number if it saved at the end of an epoch, after
-# validation, and goes on with max_steps.)
+# an epoch has 6 batches
 @pytest.mark.parametrize(
     ("hook", "stop", "end"),
     [
@@ -159,6 +161,9 @@ def fit(model, callbacks=(), ckpt_path=None, **until):
         ("on_train_batch_end", {"max_steps": 12}, {"max_steps": 24}),
         ("on_validation_end", {"max_steps": 12}, {"max_steps": 24}),
         ("on_train_epoch_end", {"max_epochs": 2}, {"max_epochs": 4}),
+        ("on_train_epoch_end", {"max_steps": 12}, {"max_steps": 24}),
+        ("on_train_epoch_end", {"max_steps": 9}, {"max_steps": 24}),
+        ("on_train_end", {"max_steps": 9}, {"max_epochs": 4}),
         ("on_train_end", {"max_epochs": 2}, {"max_epochs": 4}),
     ],
 )

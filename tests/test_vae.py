@@ -4,10 +4,14 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from stubs import trainer
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
 
 from lit_generative.likelihoods import log_mean_exp
+from lit_generative.models.beta_vae import BetaVAE
 from lit_generative.models.iwae import IWAE
 from lit_generative.models.vae import VAE
 
@@ -177,16 +181,40 @@ def test_the_reported_bounds_are_those_of_k_draws(monkeypatch):
     assert "16,000 images" in model.describe_test()
 
 
-def test_the_learning_rate_falls_to_zero_over_the_last_part():
-    model = VAE((1, 4, 4), latent=2, hidden=(8,), lr=0.1, decay_from=0.5)
-    model._trainer = Mock(estimated_stepping_batches=10)
-    configured = model.configure_optimizers()
-    rates = []
-    for _ in range(10):
-        rates.append(configured["optimizer"].param_groups[0]["lr"])
-        configured["optimizer"].step()
-        configured["lr_scheduler"]["scheduler"].step()
+def test_the_learning_rate_falls_to_zero_over_the_last_part(tmp_path):
+    class Rates(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    rates, model = [], VAE((1, 4, 4), latent=2, hidden=(8,), lr=0.1, decay_from=0.5)
+    x = DataLoader(TensorDataset(torch.rand(10, 1, 4, 4), torch.zeros(10)), 2)
+    fit = trainer(tmp_path, max_epochs=2, logger=False, callbacks=[Rates()], limit_val_batches=0)
+    fit.fit(model, x, x)
     assert rates == pytest.approx([0.1] * 6 + [0.08, 0.06, 0.04, 0.02])
+    assert fit.optimizers[0].param_groups[0]["lr"] == 0
+
+
+@pytest.mark.parametrize("cls", [VAE, BetaVAE])
+def test_free_bits_of_two_processes_are_those_of_the_doubled_batch(cls):
+    """The mean of their losses and of their gradients, as DDP takes it; the means per process lie on both sides."""
+    halves = torch.tensor([[0.1, 0.9, 0.2], [0.1, 0.1, 0.6], [0.8, 1.0, 0.3], [0.8, 0.3, 0.2]], dtype=torch.float64)
+    model = cls((1, 4, 4), latent=3, hidden=(8,), free_bits=0.44)  # of the means .45, .575 and .325
+    whole = halves.clone().requires_grad_()
+    expected = model.penalised(whole).mean()
+    (gradient,) = torch.autograd.grad(expected, whole)
+    assert (gradient != 0).any(0).tolist() == [True, True, False]
+    model._trainer = Mock(world_size=2, training=True)
+    model._trainer.strategy.reduce = lambda mean, reduce_op: halves.mean(0) if reduce_op == "mean" else None
+    losses, gradients = [], []
+    for half in halves.split(2):
+        half = half.clone().requires_grad_()
+        losses.append(model.penalised(half).mean())
+        gradients += torch.autograd.grad(losses[-1], half)
+    torch.testing.assert_close(sum(losses) / 2, expected)
+    torch.testing.assert_close(torch.cat(gradients) / 2, gradient)
+    model._trainer = Mock(world_size=2, training=False)  # in validation, processes may have other numbers of batches
+    model.penalised(halves)
+    assert not model._trainer.strategy.reduce.called
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 27, 20)])

@@ -8,7 +8,7 @@ log p(h) is a density of the latent, in nats. It is no bound on log p(x), and no
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from lit_generative.likelihoods import finite_or_impossible, standard_normal
 from lit_generative.metrics import Moments
 from lit_generative.module import GenerativeModel
 from lit_generative.nn.mlp import MLPAutoencoder
+from lit_generative.progress import progress
 
 
 class LatentFlow(GenerativeModel):
@@ -36,7 +37,8 @@ class LatentFlow(GenerativeModel):
             alone is enough to resume.
         hidden: Units of its own autoencoder's hidden layers.
         latent: Numbers that its own autoencoder puts out.
-        share: Fraction of the run that trains its own autoencoder; the rest trains the flow. Kept by a resumed run.
+        share: Fraction of the run that trains its own autoencoder; the rest trains the flow, which once begun goes on
+            in a longer run, too.
         couplings: Couplings of the flow.
         width: Units of the conditioners' hidden layers.
         depth: Hidden layers of the conditioners.
@@ -46,6 +48,7 @@ class LatentFlow(GenerativeModel):
     """
 
     ood_headline = "sum"
+    handed_on = (*GenerativeModel.handed_on, "flow_begun")
 
     def __init__(
         self,
@@ -83,8 +86,7 @@ class LatentFlow(GenerativeModel):
         self.latent = shape[1]
         self.share, self.lr, self.decay_from = 0.0 if self.given else share, lr, decay_from
         self.flow = Chain(*dense(self.latent, couplings, width, depth, "act", alternate=True))
-        self.flow_from = 0  # the step at which the autoencoder is done
-        self._flow_from: int | None = None  # the same of a checkpoint
+        self.flow_begun = False  # whether the autoencoder is done
         self._tested = 0
         # log p(h), squared error, and whether one is no number, of every image in validation or test
         self.terms = Moments(3)
@@ -164,20 +166,19 @@ class LatentFlow(GenerativeModel):
             self.autoencoder.eval()
         return self
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
+    def start_training(self, handed_on: Mapping[str, Any]) -> None:
+        super().start_training(handed_on)
+        self.flow_begun = handed_on.get("flow_begun", False)
         steps = self.trainer.estimated_stepping_batches
-        resumed = self._flow_from if self.trainer.ckpt_path is not None else None
-        self._flow_from = None
-        self.flow_from = resumed if resumed is not None else round(self.share * steps) if self.share else 0
-        if self.share and not 0 < self.flow_from < steps:
+        if self.share > (steps - 1) / steps and not self.flow_begun:
             raise ValueError(
                 f"a run of {steps} steps has none for one of the two stages: make it longer, or change share"
             )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x = batch[0]
-        if self.global_step < self.flow_from:
+        self.flow_begun = self.flow_begun or progress(self.trainer, batch_idx) >= self.share
+        if not self.flow_begun:
             loss = self.error(x, self.autoencoder.encode(x)).mean()
             self.accumulate({"loss": loss, "reconstruction": loss}, len(x))
             return loss
@@ -198,7 +199,7 @@ class LatentFlow(GenerativeModel):
         log_density, error, not_finite = self.terms.compute()[0].float()
         self.terms.reset()
         # nothing can be chosen by the density before there is one
-        waiting = self.trainer.state.fn == TrainerFn.FITTING and self.global_step <= self.flow_from > 0
+        waiting = self.trainer.state.fn == TrainerFn.FITTING and self.share > 0 and not self.flow_begun
         nll = torch.full_like(error, math.inf) if waiting else -log_density
         metrics = {"loss": nll, "latent_nll": nll, "reconstruction": error, "not_finite": not_finite}
         self.log_dict({f"val/{name}": value for name, value in metrics.items()}, sync_dist=True)
@@ -227,11 +228,7 @@ class LatentFlow(GenerativeModel):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["flow_from"] = self.flow_from
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self._flow_from = checkpoint.get("flow_from")
+        checkpoint["flow_begun"] = self.flow_begun
 
     def configure_optimizers(self) -> Any:
         learning = self.flow if self.given else self

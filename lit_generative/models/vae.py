@@ -49,7 +49,8 @@ class VAE(GenerativeModel):
         lr: Learning rate of Adam.
         decay_from: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
         kl_warmup: Steps over which the KL term's weight rises linearly to 1 in training.
-        free_bits: Nats per latent dimension below which its mean KL is not penalised (Kingma et al., 2016, Eq. 15).
+        free_bits: Nats per latent dimension below which its mean KL is not penalised (Kingma et al., 2016, Eq. 15): the
+            mean over a batch on all devices; of batches that are accumulated, each has its own.
         test_k: Numbers of importance samples at which ``test`` reports the bound.
         init_from: Weights to start from, see `start_from`.
     """
@@ -86,7 +87,6 @@ class VAE(GenerativeModel):
         self.likelihood_kind, self.log_prob_kind = f"bound, IWAE-{self.test_k[-1]}", "bound, IWAE-50"
         self.likelihood = LIKELIHOODS[likelihood]
         self.levels = self.likelihood.levels
-
         c, h, w = image_shape
         encoder, decoder = NETWORKS[network]
         self.encoder = encoder(image_shape, hidden, 2 * latent, getattr(nn, activation))
@@ -139,7 +139,8 @@ class VAE(GenerativeModel):
         """The KL term of the loss from ``(B, latent)``: its sum, where a dimension's mean is above its free bits."""
         if self.free_bits == 0:
             return kl.sum(-1)
-        return kl.mean(0).clamp(min=self.free_bits).sum().expand(len(kl))
+        free = self.over_processes(kl.mean(0)) <= self.free_bits  # alike everywhere, as for the whole batch
+        return kl.mean(0).masked_fill(free, self.free_bits).sum().expand(len(kl))
 
     # -- likelihood --------------------------------------------------------------------------------
 
@@ -244,9 +245,8 @@ class VAE(GenerativeModel):
     def describe_test(self) -> str:
         return (
             f"{self._tested:,} images; nats per image over {self.dims} pixels of {self.levels} levels, "
-            f"± standard error over images; "
-            f"elbo, kl, reconstruction: one draw of z; iwae_k: importance-weighted bound with k draws; "
-            f"nll{', bpd' if self.levels == 256 else ''}: upper bound from k = {self.test_k[-1]}; "
+            f"± standard error over images; elbo, kl, reconstruction: one draw of z; iwae_k: importance-weighted bound "
+            f"with k draws; nll{', bpd' if self.levels == 256 else ''}: upper bound from k = {self.test_k[-1]}; "
             f"samples are means of p(x|z), without pixel noise"
         )
 
