@@ -112,9 +112,18 @@ def test_all_terms_and_some_agree():
 
 
 def test_more_terms_than_there_are_is_all_of_them_and_the_kind_says_how_many_were_drawn():
-    torch.manual_seed(0)
-    assert (tiny().bound(images(2), terms=49).stderr == 0).all()
-    assert DDPM(**TINY, bound_terms=0).likelihood_kind == "bound, all of its 49 terms in t"
+    for terms, asked, kind in (
+        (0, 49, "all"),
+        (1, 2, "2 drawn"),
+        (8, 8, "8 drawn"),
+        (48, 40, "40 drawn"),
+        (49, 49, "all"),
+    ):
+        model, seen = tiny(bound_terms=terms), []
+        model.denoiser.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(len(args[0])))
+        assert (model.bound(images(2)).stderr == 0).all() == (kind == "all")
+        assert sum(seen) == 2 * (asked + 1)  # and for the decoder
+        assert model.likelihood_kind == f"bound, {kind} of its 49 terms in t"
     assert DDPM(**TINY, bound_terms=500).likelihood_kind == "bound, all of its 49 terms in t"
     assert DDPM(bound_terms=20).likelihood_kind == "bound, 20 drawn of its 999 terms in t"
     assert DDPM(bound_terms=200).likelihood_kind == "bound, 162 drawn of its 999 terms in t"  # strata hold a whole t

@@ -261,6 +261,8 @@ def test_strata_cover_every_time_once():
     cut = strata(1000, 10)
     assert cut[0, 0] == 2 and cut[-1, 1] == 1001 and torch.equal(cut[1:, 0], cut[:-1, 1])
     assert len(cut) == 10 and (cut[:, 1] > cut[:, 0]).all() and len(strata(5, 100)) == 4
+    for steps in range(2, 300):
+        assert strata(steps, 1).tolist() == [[2, steps + 1]]
 
 
 def test_the_bound_in_float32_equals_that_in_float64():
@@ -277,7 +279,9 @@ def test_the_bound_in_float32_equals_that_in_float64():
         torch.randn_like = lambda x: noise(x.shape, dtype=F64).to(x)
         try:
             x = x_0.to(dtype)
-            return variational_bound(denoise, schedule, x, gaussian_decoder(schedule, x)).log_prob
+            found = variational_bound(denoise, schedule, x, gaussian_decoder(schedule, x))
+            assert {part.dtype for part in found} == {dtype}
+            return found.log_prob
         finally:
             torch.randn_like = like
 
