@@ -1,5 +1,6 @@
 """What diffusion models share under Lightning, whatever it is that they diffuse."""
 
+import math
 from abc import abstractmethod
 from functools import partial
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from lit_generative import diffusion
 from lit_generative.diffusion import SAMPLERS, SCHEDULES, Watcher, ddim, places, subsequence
 from lit_generative.diffusion_bound import Bound, strata
 from lit_generative.interpolation import arcs
-from lit_generative.likelihoods import bits_per_dim
+from lit_generative.likelihoods import bits_per_dim, in_bits
 from lit_generative.metrics import Moments
 from lit_generative.module import GenerativeModel
 from lit_generative.randomness import forked_rng
@@ -22,13 +23,15 @@ Sampler = Literal["ancestral", "ddim", "dpm_solver"]
 class DenoisingModel(GenerativeModel):
     """A ``denoiser`` of data of ``data_shape`` that are made from images, and images from them.
 
-    A model gives ``image_shape``, ``data_shape`` and ``denoiser``, calls `diffuse_by` when these are there, and says
-    what is diffused: `to_data`, `to_images`, `predict`, `denoise` and `bound`.
+    A model gives ``image_shape``, ``data_shape``, ``denoiser`` and ``decoder_variance``, calls `diffuse_by` when these
+    are there, and says what is diffused: `to_data`, `to_images`, `predict`, `denoise` and `bound`.
     """
 
     fixed = ("steps", "schedule", "target")
+    steps: int  # T
     data_shape: tuple[int, ...]
     denoiser: nn.Module
+    decoder_variance: str  # of p(x_0|x_1) in `bound`, as `describe_test` names it
     classes, unlabelled = 0, 0.0
 
     def diffuse_by(
@@ -47,24 +50,18 @@ class DenoisingModel(GenerativeModel):
         """Keep how data become noise, how noise becomes data, and how this is learned; see `DDPM`."""
         if min(warmup, bound_terms) < 0 or not 0 <= decay_from <= 1:
             raise ValueError(
-                f"warmup and bound_terms are not negative, decay_from lies in [0, 1]; got {warmup}, {bound_terms}, "
-                f"{decay_from}"
+                f"warmup, bound_terms are at least 0, decay_from in [0, 1]: got {warmup}, {bound_terms}, {decay_from}"
             )
         subsequence(steps, sampling_steps)  # says what is wrong with them
-        self.schedule = SCHEDULES[schedule](steps)
+        self.steps, self.schedule = steps, SCHEDULES[schedule](steps)
         self.target, self.variance, self.sampler, self.sampling_steps = target, variance, sampler, sampling_steps
         self.bound_terms, self.lr, self.warmup, self.decay_from = bound_terms, lr, warmup, decay_from
         drawn = 2 * len(strata(steps, max(1, bound_terms // 2))) if 0 < bound_terms < steps - 1 else 0
         self.log_prob_kind = f"bound, {f'{drawn} drawn' if drawn else 'all'} of its {steps - 1} terms in t"
         self.likelihood_kind = self.log_prob_kind + (", given the class" if self.classes else "")
-        self._tested = 0
+        self._tested, self.dims = 0, math.prod(self.image_shape)
         # of every image: the loss in validation; the bound, its parts and the variance of what was drawn in test
         self.losses, self.terms = Moments(1), Moments(5)
-
-    @property
-    def steps(self) -> int:
-        """T."""
-        return self.schedule.steps
 
     @abstractmethod
     def to_data(self, x: Tensor) -> Tensor:
@@ -234,18 +231,19 @@ class DenoisingModel(GenerativeModel):
         moments = self.terms.compute()
         self.terms.reset()
         mean, stderr, n = moments[0].float(), moments[2, 0].float(), moments[3, 0].float()
-        self._tested, dims = int(n), self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
-        metrics = {"elbo": mean[0], "nll": -mean[0], "bpd": bits_per_dim(mean[0], dims)}
-        metrics |= {"nll_stderr": stderr, "bpd_stderr": bits_per_dim(-stderr, dims)}
-        error = (mean[4] / n).sqrt()
+        self._tested, error = int(n), (mean[4] / n).sqrt()
+        metrics = {"elbo": mean[0], "nll": -mean[0], "nll_stderr": stderr}
         metrics |= {"prior_kl": mean[1], "diffusion": mean[2], "decoder": mean[3], "drawn_terms_error": error}
+        if in_bits(self.levels):
+            metrics |= {"bpd": bits_per_dim(mean[0], self.dims), "bpd_stderr": bits_per_dim(-stderr, self.dims)}
         self.log_dict({f"test/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def describe_test(self) -> str:
         return (
-            f"{self._tested:,} images; nats per image, ± standard error over images; nll, bpd: {self.likelihood_kind}, "
-            f"one draw of every x_t, {self.variance} variance; nll = prior_kl + diffusion + decoder; "
-            f"drawn_terms_error: what drawing terms adds to the error; "
+            f"{self._tested:,} images; nats per image over {self.dims} pixels of {self.levels} levels, "
+            f"± standard error over images; nll{', bpd' if in_bits(self.levels) else ''}: {self.likelihood_kind}, "
+            f"one draw of every x_t, {self.variance} variance, {self.decoder_variance} in p(x_0|x_1); "
+            f"nll = prior_kl + diffusion + decoder; drawn_terms_error: what drawing terms adds to the error; "
             f"samples: {self.sampler}, {self.sampling_steps} steps"
         )
 

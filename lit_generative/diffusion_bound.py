@@ -31,6 +31,16 @@ def prior_kl(schedule: Schedule, x_0: Tensor) -> Tensor:
     return (0.5 * (a * x.square().sum(1) + dims * (-a - torch.log1p(-a)))).to(x_0)
 
 
+def decoder_scale(schedule: Schedule) -> Tensor:
+    """The standard deviation of p(x_0|x_1) where x_0 is discrete, in the model's range: the root of beta~_2.
+
+    The variance of q(x_0|x_1, x_0) is 0, and beta_1 gives the right level too little mass. The authors' code takes the
+    first posterior variance that is not 0, whether the other steps have the small variance or the large one, "to get a
+    better decoder log likelihood" (Ho et al., 2020, ``diffusion_utils_2.py``).
+    """
+    return posterior(schedule.alpha_bar[1], schedule.alpha_bar[2])[2].sqrt()
+
+
 def step_kl(denoise: Denoiser, schedule: Schedule, x_0: Tensor, t: Tensor, variance: str) -> Tensor:
     """L_t-1 of data ``(B, ...)`` at times ``(B,)`` from 2 on, from one draw of x_t, nats ``(B,)``."""
     estimate = denoise(schedule.diffuse(x_0, t, torch.randn_like(x_0)), t)
@@ -57,7 +67,7 @@ def variational_bound(
     denoise: Denoiser,
     schedule: Schedule,
     x_0: Tensor,
-    decoder: Callable[[Tensor, Tensor], Tensor],
+    decoder: Callable[[Tensor], Tensor],
     variance: str = "small",
     terms: int = 0,
     chunk: int = 512,
@@ -69,8 +79,8 @@ def variational_bound(
         denoise: The model.
         schedule: Its noise.
         x_0: Data, in the model's range.
-        decoder: log p(x_0|x_1) by the estimate of x_0 ``(B, ...)`` and the root of beta_1, nats ``(B,)``.
-        variance: Of p(x_s|x_t): ``small``, that of q(x_s|x_t, x_0), or ``large``, beta_t.
+        decoder: log p(x_0|x_1) by the estimate of x_0 ``(B, ...)``, nats ``(B,)``; its variance is its own.
+        variance: Of p(x_s|x_t), s > 0: ``small``, that of q(x_s|x_t, x_0), or ``large``, beta_t.
         terms: 0: every t. Else about so many of 2..T are drawn for every image, in pairs from `strata` of t; all where
             that is not more work.
         chunk: Pairs of image and t that the model sees at a time.
@@ -93,9 +103,4 @@ def variational_bound(
 
     one = torch.ones(b, dtype=torch.long, device=device)
     estimate = given(denoise, c)(schedule.diffuse(x_0, one, torch.randn_like(x_0)), one)
-    return Bound(
-        prior_kl(schedule, x_0),
-        diffusion.to(x_0),
-        -decoder(estimate, (1 - schedule.alpha_bar[1]).sqrt().to(x_0)),
-        stderr.to(x_0),
-    )
+    return Bound(prior_kl(schedule, x_0), diffusion.to(x_0), -decoder(estimate), stderr.to(x_0))

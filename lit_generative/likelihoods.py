@@ -58,9 +58,9 @@ class _Discretized:
     def __init__(self, h: Tensor) -> None:
         mean, log_scale = at_least_float32(h).chunk(2, dim=-3)
         self.location = mean + 0.5  # a network that puts out zeros starts at mid-grey
-        # Below the floor, that of PixelCNN++ (Salimans et al., 2017), one bin holds all the mass already; above the
-        # ceiling the distribution is seven times wider than the range of its values.
-        self.log_scale = (log_scale - 2).clamp(min=-7, max=2)
+        # The floor is that of PixelCNN++ (Salimans et al., 2017), -7 for values in [-1, 1]: one bin then holds 97 % of
+        # a logistic's mass. Above the ceiling the distribution is seven times wider than the range of its values.
+        self.log_scale = (log_scale - 2).clamp(min=-7 - math.log(2), max=2)
 
     def _edges(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both edges of the bin of ``x``, standardised."""
@@ -134,6 +134,11 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "logistic": DiscretizedLogistic,
     "gaussian": DiscretizedGaussian,
 }
+
+
+def in_bits(levels: int) -> bool:
+    """Whether ``bpd`` is logged beside ``nll``: not for binary pixels, which are compared in nats per image."""
+    return levels > 2
 
 
 def bits_per_dim(log_prob: Tensor, dims: int) -> Tensor:

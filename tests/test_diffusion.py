@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Normal
 from torch.testing import assert_close
 
 from lit_generative.diffusion import (
@@ -19,7 +20,7 @@ from lit_generative.diffusion import (
     posterior,
     subsequence,
 )
-from lit_generative.diffusion_bound import prior_kl, strata, variational_bound
+from lit_generative.diffusion_bound import decoder_scale, prior_kl, strata, variational_bound
 
 F64 = torch.float64
 
@@ -144,11 +145,10 @@ def test_every_target_gives_x_0_back(target):
 # -- the bound -------------------------------------------------------------------------------------
 
 
-def gaussian_decoder(x_0):
-    def log_density(estimate, sigma):
-        return torch.distributions.Normal(estimate, sigma).log_prob(x_0).sum(1)
-
-    return log_density
+def gaussian_decoder(schedule, x_0):
+    """Of continuous data: its variance is beta_1."""
+    sigma = (1 - schedule.alpha_bar[1]).sqrt().to(x_0)
+    return lambda estimate: Normal(estimate, sigma).log_prob(x_0).sum(1)
 
 
 def gap(steps, variance, n):
@@ -157,38 +157,86 @@ def gap(steps, variance, n):
     schedule = SCHEDULES["linear"](steps)
     law = Normal1D(schedule)
     x_0 = law.draw(n)
-    log_p = torch.distributions.Normal(law.m, law.s).log_prob(x_0).mean()
-    return float(log_p - variational_bound(law.denoise, schedule, x_0, gaussian_decoder(x_0), variance).log_prob.mean())
+    bound = variational_bound(law.denoise, schedule, x_0, gaussian_decoder(schedule, x_0), variance, chunk=100_000)
+    return float(Normal(law.m, law.s).log_prob(x_0).mean() - bound.log_prob.mean())
 
 
 def test_with_the_exact_denoiser_the_bound_is_below_log_p_and_comes_near():
     """beta_t is nearly the variance of p(x_t-1|x_t) for data that fill the space; q's own is too small for them."""
     few, more = gap(5, "large", 50_000), gap(20, "large", 50_000)
-    assert few > 3 * more > 0.06 and abs(gap(1000, "large", 5_000)) < 0.03
-    assert gap(1000, "small", 5_000) > 0.3
+    assert few > 3 * more > 0.06 and abs(gap(1000, "large", 2_000)) < 0.03
+    assert gap(1000, "small", 2_000) > 0.3
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_the_terms_add_up_to_the_bound_of_whole_chains(variance):
+    """E_q[log p(x_0..T) - log q(x_1..T|x_0)] (Ho et al., 2020, Eq. 3) of chains drawn step by step, any denoiser."""
+    beta, n = torch.tensor([0.05, 0.1, 0.3, 0.6], dtype=F64), 100_000
+    schedule, x_0 = Schedule(beta), torch.tensor([[0.9, -0.4]], dtype=F64).expand(n, -1)
+
+    def denoise(x, t):
+        return (0.8 * x + 0.1 * t[:, None]).tanh()
+
+    bound = variational_bound(denoise, schedule, x_0, gaussian_decoder(schedule, x_0), variance, chunk=n)
+    x, log_ratio = x_0, torch.zeros(n, 2, dtype=F64)
+    for t, b in enumerate(beta, 1):
+        q = Normal((1 - b).sqrt() * x, b.sqrt())
+        before, x = x, q.sample()
+        log_ratio -= q.log_prob(x)
+        estimate, left = denoise(x, torch.full((n,), t)), 1 - (1 - beta[: t - 1]).prod()  # Var[x_t-1|x_0]
+        if t == 1:
+            log_ratio += Normal(estimate, b.sqrt()).log_prob(x_0)
+        else:  # by Bayes' rule, precisions add up
+            v = 1 / (1 / left + (1 - b) / b)
+            mean = v * ((1 - left).sqrt() * estimate / left + (1 - b).sqrt() * x / b)
+            log_ratio += Normal(mean, (b if variance == "large" else v).sqrt()).log_prob(before)
+    log_ratio += Normal(0.0, 1.0).log_prob(x)
+    by_chain = log_ratio.sum(1)
+    error = float(((by_chain.var() + bound.log_prob.var()) / n).sqrt())
+    assert error < 0.015
+    assert_close(float(bound.log_prob.mean()), float(by_chain.mean()), atol=4 * error, rtol=0)
+
+
+def test_the_bound_of_its_own_stationary_law_is_exact():
+    """Of N(0, I) the reverse step is N(sqrt(1 - beta_t) x_t, beta_t I), as the large variance has it, for any T."""
+    schedule, x_0 = SCHEDULES["linear"](10), torch.tensor([[1.5, -0.3]], dtype=F64).expand(50_000, -1)
+
+    def denoise(x, t):
+        return column(schedule, t, x).sqrt() * x
+
+    bound = variational_bound(denoise, schedule, x_0, gaussian_decoder(schedule, x_0), "large", chunk=50_000).log_prob
+    error = float(bound.std() / len(x_0) ** 0.5)
+    assert error < 0.01
+    assert_close(float(bound.mean()), float(Normal(0.0, 1.0).log_prob(x_0[0]).sum()), atol=4 * error, rtol=0)
+
+
+def test_the_decoder_of_discrete_data_has_the_variance_of_the_second_steps_posterior(schedule):
+    """q(x_1|x_2, x_0) is a product of two Gaussians in x_1, whose precisions add up."""
+    beta = 1 - schedule.alpha_bar[1:3] / schedule.alpha_bar[:2]
+    assert_close(decoder_scale(schedule) ** -2, 1 / beta[0] + (1 - beta[1]) / beta[1])
 
 
 def test_the_bound_of_a_gaussian_is_what_its_kernels_give():
     """Every term in closed form: the model's chain p(x_s|x_t) is linear, so that its p(x_0) has a known variance."""
     torch.manual_seed(0)
-    schedule = SCHEDULES["linear"](1000)
+    schedule = SCHEDULES["linear"](100)
     law = Normal1D(schedule)
     law.m = 0.0
     a, expected = schedule.alpha_bar, 0.0
-    for t in range(2, 1001):
+    for t in range(2, 101):
         c_0, _, v = posterior(a[t - 1], a[t])
         left = law.s**2 * (1 - a[t]) / (a[t] * law.s**2 + 1 - a[t])  # Var[x_0|x_t]
         expected += float(c_0**2 * left / (2 * v))
     x_0 = law.draw(20_000)
-    bounds = [variational_bound(law.denoise, schedule, x, gaussian_decoder(x)) for x in x_0.split(2000)]
-    assert_close(float(torch.cat([bound.diffusion for bound in bounds]).mean()), expected, rtol=0.01, atol=0)
+    bound = variational_bound(law.denoise, schedule, x_0, gaussian_decoder(schedule, x_0), chunk=100_000)
+    assert_close(float(bound.diffusion.mean()), expected, rtol=0.01, atol=0)
 
 
 def test_the_prior_term_is_a_kl_of_gaussians():
     schedule = Schedule(torch.full((5,), 0.1, dtype=F64))
     x_0 = torch.randn(4, 2, 3, dtype=F64)
     a = schedule.alpha_bar[-1]
-    q, p = (torch.distributions.Normal(m, s) for m, s in ((a.sqrt() * x_0, (1 - a).sqrt()), (0.0, 1.0)))
+    q, p = (Normal(m, s) for m, s in ((a.sqrt() * x_0, (1 - a).sqrt()), (0.0, 1.0)))
     expected = torch.distributions.kl_divergence(q, p).sum((1, 2))
     assert_close(prior_kl(schedule, x_0), expected)
     bound = variational_bound(lambda x, t: x, schedule, x_0, lambda *_: torch.zeros(4, dtype=F64))
@@ -201,8 +249,8 @@ def test_drawn_terms_are_unbiased_and_their_error_is_known():
     schedule = SCHEDULES["linear"](200)
     law = Normal1D(schedule)
     x_0 = torch.full((4000, 1), 0.8, dtype=F64)
-    full = variational_bound(law.denoise, schedule, x_0, gaussian_decoder(x_0), chunk=10**6)
-    some = variational_bound(law.denoise, schedule, x_0, gaussian_decoder(x_0), terms=16)
+    full = variational_bound(law.denoise, schedule, x_0, gaussian_decoder(schedule, x_0), chunk=10**6)
+    some = variational_bound(law.denoise, schedule, x_0, gaussian_decoder(schedule, x_0), terms=16)
     assert (full.stderr == 0).all()
     error = some.diffusion.std() / len(x_0) ** 0.5
     assert abs(some.diffusion.mean() - full.diffusion.mean()) < 4 * error
@@ -213,6 +261,8 @@ def test_strata_cover_every_time_once():
     cut = strata(1000, 10)
     assert cut[0, 0] == 2 and cut[-1, 1] == 1001 and torch.equal(cut[1:, 0], cut[:-1, 1])
     assert len(cut) == 10 and (cut[:, 1] > cut[:, 0]).all() and len(strata(5, 100)) == 4
+    for steps in range(2, 300):
+        assert strata(steps, 1).tolist() == [[2, steps + 1]]
 
 
 def test_the_bound_in_float32_equals_that_in_float64():
@@ -229,7 +279,9 @@ def test_the_bound_in_float32_equals_that_in_float64():
         torch.randn_like = lambda x: noise(x.shape, dtype=F64).to(x)
         try:
             x = x_0.to(dtype)
-            return variational_bound(denoise, schedule, x, gaussian_decoder(x)).log_prob
+            found = variational_bound(denoise, schedule, x, gaussian_decoder(schedule, x))
+            assert {part.dtype for part in found} == {dtype}
+            return found.log_prob
         finally:
             torch.randn_like = like
 

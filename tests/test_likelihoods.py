@@ -38,6 +38,31 @@ def test_mass_is_the_difference_of_the_cumulative_distribution(name):
 
 
 @pytest.mark.parametrize("name", CDF)
+def test_the_narrowest_bin_holds_what_it_does_in_pixelcnn(name):
+    """Their scale is not below e^-7 for pixels in [-1, 1], whose bins are 2/255 wide; ours are half as wide."""
+    h = torch.tensor([[100 / 255 - 0.5, -50.0]], dtype=torch.float64)
+    half = torch.tensor(math.exp(7) / 255, dtype=torch.float64)
+    beside = 1 - masses(name, h)[0, 100].exp()  # 0.027 of a logistic, 2e-5 of a Gaussian
+    assert_close(beside, 2 * CDF[name](-half), atol=0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", CDF)
+def test_a_distribution_at_a_location_and_scale_has_them(name):
+    location = torch.tensor([0.2, 1.3, -0.1], dtype=torch.float64).view(3, 1, 1, 1).expand(3, 2, 1, 1)
+    at = LIKELIHOODS[name].at(location, torch.tensor(0.2, dtype=torch.float64))
+    assert_close(at.mean, location.clamp(0, 1))
+    x = torch.tensor(30 / 255, dtype=torch.float64)
+    low, high = (CDF[name]((x + side / 510 - location) / 0.2) for side in (-1, 1))
+    assert_close(at.log_prob(x.expand(3, 2, 1, 1)), (high - low).log().sum((1, 2, 3)))
+
+
+@pytest.mark.parametrize("name", CDF)
+def test_the_widest_distribution_is_seven_times_as_wide_as_its_levels(name):
+    widest = masses(name, torch.tensor([[0.0, 50.0]], dtype=torch.float64))[0]
+    assert_close(widest[0].exp(), CDF[name](torch.tensor((1 / 510 - 0.5) * math.exp(-2), dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("name", CDF)
 def test_gradients_agree_with_finite_differences_in_the_tails(name):
     h = torch.tensor([[-0.9, -2.0], [0.1, 0.5], [1.4, -1.0]]).double().requires_grad_()
     torch.autograd.gradcheck(lambda h: masses(name, h), h)
@@ -52,9 +77,10 @@ def test_gradients_stay_finite_far_from_the_data(name):
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_samples_follow_the_masses(name):
+@pytest.mark.parametrize("log_scale", [0.3, -2.5])  # 47 levels wide, and 3, where half a level is much
+def test_samples_follow_the_masses(name, log_scale):
     torch.manual_seed(0)
-    h = torch.tensor([[0.2, 0.3]])[:, : LIKELIHOODS[name].parameters]
+    h = torch.tensor([[0.2, log_scale]])[:, : LIKELIHOODS[name].parameters]
     n, levels = 200_000, LIKELIHOODS[name].levels
     x = LIKELIHOODS[name](h.view(1, -1, 1, 1).expand(n, -1, -1, -1)).sample().flatten()
     counts = torch.bincount(x.mul(levels - 1).round().long(), minlength=levels)

@@ -6,8 +6,9 @@ r"""Denoising Diffusion Probabilistic Models (Ho, Jain & Abbeel, 2020), arXiv:20
     L_simple      = E ||eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t)||^2     Eq. 14
     -log p(x_0)  <= KL(q(x_T|x_0) || N(0, I)) + sum_t L_t-1 + L_0                                     Eq. 5
 
-Pixels are in [-1, 1] here; p(x_0|x_1) is a Gaussian on their 256 levels (Eq. 13). Fast samplers: Song, Meng & Ermon
-(2021), arXiv:2010.02502; Lu et al. (2022), arXiv:2211.01095. Guidance: Ho & Salimans (2022), arXiv:2207.12598.
+Pixels are in [-1, 1] here; p(x_0|x_1) is a Gaussian on their 256 levels (Eq. 13), its variance beta~_2 as in the
+authors' code. Fast samplers: Song, Meng & Ermon (2021), arXiv:2010.02502; Lu et al. (2022), arXiv:2211.01095. Guidance:
+Ho & Salimans (2022), arXiv:2207.12598.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_generative.denoising import DenoisingModel, Sampler
-from lit_generative.diffusion_bound import Bound, variational_bound
+from lit_generative.diffusion_bound import Bound, decoder_scale, variational_bound
 from lit_generative.images import from_symmetric, to_symmetric
 from lit_generative.likelihoods import DiscretizedGaussian
 from lit_generative.nn.unet import UNet, renamed
@@ -32,7 +33,8 @@ class DDPM(DenoisingModel):
         steps: T.
         schedule: How beta_t grows.
         target: What the network predicts.
-        variance: Of p(x_s|x_t): ``small``, that of q(x_s|x_t, x_0), or ``large``, beta_t.
+        variance: Of p(x_s|x_t), s > 0: ``small``, that of q(x_s|x_t, x_0), or ``large``, beta_t. That of p(x_0|x_1) is
+            the same in both, see `decoder_scale`.
         classes: Number of labels to condition on; 0: none.
         unlabelled: Fraction of labels that training hides, so that guidance has a model without them.
         lr: Learning rate of Adam.
@@ -43,6 +45,8 @@ class DDPM(DenoisingModel):
         bound_terms: Terms of the bound that `log_prob` draws for every image out of T - 1; 0: it takes them all.
         init_from: Weights to start from, see `start_from`; also those of diffusers' ``UNet2DModel``.
     """
+
+    decoder_variance = "beta~_2"
 
     def __init__(
         self,
@@ -130,9 +134,10 @@ class DDPM(DenoisingModel):
 
     def bound(self, x: Tensor, c: Tensor | None = None, terms: int | None = None) -> Bound:
         self.require_images(x)
+        sigma = decoder_scale(self.schedule).to(x) / 2  # in units of [0, 1]
 
-        def log_mass(x_0: Tensor, sigma: Tensor) -> Tensor:  # Eq. 13
-            return DiscretizedGaussian.at(from_symmetric(x_0), sigma / 2).log_prob(x)
+        def log_mass(x_0: Tensor) -> Tensor:  # Eq. 13
+            return DiscretizedGaussian.at(from_symmetric(x_0), sigma).log_prob(x)
 
         drawn = self.bound_terms if terms is None else terms
         return variational_bound(self.denoise, self.schedule, self.to_data(x), log_mass, self.variance, drawn, c=c)

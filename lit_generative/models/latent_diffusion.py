@@ -6,7 +6,8 @@ r"""High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al.
 
 The first stage is our VAE, whose latents are vectors, and the network a residual one of vectors. Over all images, z has
 about mean 0 and variance 1 by the VAE's own objective, and is taken as it is. The bound is one on the images: the
-diffusion stands in the place of the prior.
+diffusion stands in the place of the prior. Latents are continuous, so that p(z_0|z_1) is a density. Its variance is
+beta_1, that of z_0 given z_1 where z ~ N(0, I); the smaller one of a `DDPM` is for discrete pixels.
 """
 
 from typing import Any, Literal
@@ -36,6 +37,8 @@ class LatentDiffusion(DenoisingModel):
         TypeError: The autoencoder has no posterior and likelihood.
         ValueError: It is one of other images.
     """
+
+    decoder_variance = "beta_1"
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class LatentDiffusion(DenoisingModel):
         self.data_shape = (self.autoencoder.latent,)
         self.denoiser = TimeMLP(*self.data_shape, width, depth)
         self.diffuse_by(steps, schedule, target, variance, sampler, sampling_steps, bound_terms, lr, warmup, decay_from)
+        self.likelihood_kind = self.log_prob_kind = f"{self.log_prob_kind}, one draw of z"
         self.start_from(init_from)
 
     # -- latents -----------------------------------------------------------------------------------
@@ -100,8 +104,9 @@ class LatentDiffusion(DenoisingModel):
         self.require_images(x)
         q = self.autoencoder.q(x)
         z = q.sample()
+        sigma = (1 - self.schedule.alpha_bar[1]).sqrt().to(z)
 
-        def log_density(estimate: Tensor, sigma: Tensor) -> Tensor:  # of z_0 given z_1
+        def log_density(estimate: Tensor) -> Tensor:  # of z_0 given z_1
             return Normal(estimate, sigma, validate_args=False).log_prob(z).sum(1)
 
         drawn = self.bound_terms if terms is None else terms

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from lit_generative.interpolation import arcs
-from lit_generative.likelihoods import LIKELIHOODS, Likelihood, at_least_float32, bits_per_dim, log_mean_exp
+from lit_generative.likelihoods import LIKELIHOODS, Likelihood, at_least_float32, bits_per_dim, in_bits, log_mean_exp
 from lit_generative.metrics import Moments
 from lit_generative.module import GenerativeModel
 from lit_generative.nn.conv import ConvDecoder, ConvEncoder
@@ -212,7 +212,7 @@ class VAE(GenerativeModel):
         elbo, reconstruction, kl = self.terms.compute()[0].float()
         self.terms.reset()
         metrics = {"elbo": elbo, "loss": -elbo, "reconstruction": reconstruction, "kl": kl}
-        if self.levels == 256:
+        if in_bits(self.levels):
             metrics["bpd"] = bits_per_dim(elbo, self.dims)
         # the moments are summed over ranks already; sync_dist only spares Lightning's warning
         self.log_dict({f"val/{name}": value for name, value in metrics.items()}, sync_dist=True)
@@ -233,7 +233,7 @@ class VAE(GenerativeModel):
         for name, mean, error in zip(names, [*term, *bound], [*term_error, *bound_error], strict=True):
             metrics |= {name: mean.float(), f"{name}_stderr": error.float()}
         metrics |= {"nll": -metrics[names[-1]], "nll_stderr": metrics[f"{names[-1]}_stderr"]}
-        if self.levels == 256:
+        if in_bits(self.levels):
             metrics["bpd"] = bits_per_dim(metrics[names[-1]], self.dims)
             metrics["bpd_stderr"] = bits_per_dim(-metrics["nll_stderr"], self.dims)
         # a dimension is active if its posterior mean varies over the data (Burda et al., 2016, Section 5)
@@ -246,7 +246,7 @@ class VAE(GenerativeModel):
         return (
             f"{self._tested:,} images; nats per image over {self.dims} pixels of {self.levels} levels, "
             f"± standard error over images; elbo, kl, reconstruction: one draw of z; iwae_k: importance-weighted bound "
-            f"with k draws; nll{', bpd' if self.levels == 256 else ''}: upper bound from k = {self.test_k[-1]}; "
+            f"with k draws; nll{', bpd' if in_bits(self.levels) else ''}: upper bound from k = {self.test_k[-1]}; "
             f"samples are means of p(x|z), without pixel noise"
         )
 
