@@ -63,10 +63,13 @@ def test_real_against_real_is_near_zero_and_noise_is_far(data, fid, tmp_path):
 
 
 def test_every_measure_is_that_of_its_definition(data, fid, tmp_path):
-    """All pairs, one by one, of samples half of which are far off while the others know half of the images."""
-    real = data.stored("train")[0]
-    known = real[data.stored("train")[1] < 5]
-    fakes = torch.cat([known.flip(-2)[:48], torch.randint(0, 256, (48, 1, 28, 28)).byte()])
+    """All pairs, one by one: images of four grey quarters, samples of a wider range in two and a narrower in two."""
+
+    def quarters(low, high):
+        return (low + (high - low) * torch.rand(96, 1, 2, 2)).byte().repeat_interleave(14, 2).repeat_interleave(14, 3)
+
+    real, fakes = quarters(60, 180), quarters(torch.tensor([20.0, 60]), torch.tensor([220.0, 120]))
+    data.stored = lambda split: (real, torch.zeros(96, dtype=torch.int64))
 
     class Given(Sampler):
         def sample(self, n, c=None):
@@ -82,12 +85,14 @@ def test_every_measure_is_that_of_its_definition(data, fid, tmp_path):
         return distances(points, points).sort(1).values[:, k]  # the nearest is the point itself
 
     between = distances(x, y)
-    expected = {
-        "precision": (between <= radii(y, 3)).any(1).double().mean(),
-        "recall": (radii(x, 3) >= between.T).any(1).double().mean(),
-        "density": (between < radii(y, 5)).double().sum() / (5 * 96),
-        "coverage": (between < radii(y, 5)).any(0).double().mean(),
-    }
+
+    def shares(k):
+        return (between <= radii(y, k)).any(1).double().mean(), (radii(x, k) >= between.T).any(1).double().mean()
+
+    assert all(a != b for k in (2, 4) for a, b in zip(shares(k), shares(3), strict=True))  # the number of them matters
+    expected = dict(zip(("precision", "recall"), shares(3), strict=True))
+    expected["density"] = (between < radii(y, 5)).double().sum() / (5 * 96)
+    expected["coverage"] = (between < radii(y, 5)).any(0).double().mean()
 
     def off_diagonal(a):
         kernel = (a @ a.T / 4 + 1) ** 3
