@@ -8,7 +8,7 @@ from torch import Tensor
 
 from callbacks._first_batch import FirstBatch
 from lit_generative.metrics import PerImage
-from lit_generative.randomness import forked_rng, mixed_seed
+from lit_generative.randomness import forked_rng, mixed_seed, stage_seed
 
 
 class EveryBatch(FirstBatch):
@@ -37,7 +37,8 @@ class EveryBatch(FirstBatch):
             self._kept, self._seen = PerImage().to(pl_module.device), 0
             self.drawn = str(len(x)) + (f" x {trainer.world_size}" if trainer.world_size > 1 else "")
         number = (self._seen + torch.arange(len(x), device=pl_module.device)) * trainer.world_size + trainer.global_rank
-        with forked_rng(mixed_seed(self.seed, self._seen, trainer.global_rank), pl_module.device):
+        seed = stage_seed(self.seed, trainer.validating)
+        with forked_rng(mixed_seed(seed, self._seen, trainer.global_rank), pl_module.device):
             self._kept.update(self.keep(pl_module, x, c), number)
         self._seen += len(x)
 
@@ -50,5 +51,5 @@ class EveryBatch(FirstBatch):
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._kept is not None:
             kept, self._kept = self._kept, None
-            with forked_rng(self.seed):
+            with forked_rng(stage_seed(self.seed, validating=stage == "val")):
                 self.finish(trainer, pl_module, stage, kept.compute())

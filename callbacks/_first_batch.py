@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 
@@ -27,6 +28,25 @@ class FirstBatch(Callback):
         if trainer.sanity_checking or not self.every_n_epochs:
             return False
         return trainer.state.fn == TrainerFn.VALIDATING or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def require_choosable(self, trainer: Trainer, metric: str, of_test_images: bool) -> None:
+        """Raise a ValueError if a callback chooses by ``metric`` of this one, and must not or cannot."""
+        n = self.every_n_epochs
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if getattr(callback, "monitor", None) != metric:
+                continue
+            if of_test_images:
+                raise ValueError(
+                    f"{type(callback).__name__} must not choose by {metric}, a distance to test images: set reference "
+                    f"of {type(self).__name__} to train"
+                )
+            every = callback._every_n_epochs if isinstance(callback, ModelCheckpoint) else n
+            if not n or every < 1 or every % n:
+                raise ValueError(
+                    f"checkpoints are chosen by {metric}, which is computed "
+                    f"{f'every {n} epochs' if n else 'in test only'}: set --checkpoint.every_n_epochs {n or 1}, "
+                    f"and every_n_epochs of {type(self).__name__} to a divisor of it"
+                )
 
     def on_validation_batch_end(
         self,

@@ -9,6 +9,7 @@ from callbacks._first_batch import FirstBatch
 from callbacks._logging import log_image, run_folder
 from lit_generative.protocols import require
 from lit_generative.randomness import forked_rng
+from lit_generative.sampling import Conditions
 
 
 class Picture(FirstBatch):
@@ -19,6 +20,8 @@ class Picture(FirstBatch):
 
     name: ClassVar[str]
     protocol: ClassVar[type]
+    samples: ClassVar[bool] = False  # whether images are drawn from the model: with labels where it knows classes
+    guidance: float = 0.0
 
     def __init__(self, every_n_epochs: int = 1, seed: int = 0) -> None:
         if every_n_epochs < 1:
@@ -31,6 +34,12 @@ class Picture(FirstBatch):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         require(pl_module, self.protocol, self)
+        if self.samples and stage != "predict":
+            self.conditions = Conditions(self, pl_module, getattr(trainer, "datamodule", None), self.guidance)
+
+    def describe_test(self) -> str:
+        """With which labels samples were drawn, where there are any."""
+        return self.conditions.describe() if self.samples else ""
 
     def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         with forked_rng(self.seed, pl_module.device):

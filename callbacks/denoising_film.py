@@ -14,10 +14,10 @@ class DenoisingFilm(Frames):
     A GIF, and a picture with a row for each sample.
     """
 
-    name, protocol = "denoising", Diffuses
+    name, protocol, samples = "denoising", Diffuses, True
 
     def __init__(self, n: int = 8, every: int = 24, every_n_epochs: int = 10, seed: int = 0) -> None:
         super().__init__(n, every, every_n_epochs, seed)
 
     def frames(self, model: Any, batch: Any) -> Tensor:
-        return model.denoising(self.n, self.every)
+        return model.denoising(self.n, self.every, self.conditions.labels(self.n, model.device))

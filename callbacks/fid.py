@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -16,9 +15,9 @@ from callbacks._reference import FeatureCollector, extractor_of, reference_stati
 from lit_generative.images import to_uint8
 from lit_generative.metrics import Gaussian, density_coverage, frechet_distance, kernel_distance, precision_recall
 from lit_generative.protocols import Samples, require
-from lit_generative.randomness import forked_rng, mixed_seed
-from lit_generative.sampling import draw
-from lit_generative.statistics import cache_folder, read_statistics
+from lit_generative.randomness import forked_rng, mixed_seed, stage_seed
+from lit_generative.sampling import Conditions
+from lit_generative.statistics import cache_folder, read_reference
 
 DENSITY_K = 5  # neighbours, of density and coverage; precision and recall take 3
 
@@ -26,9 +25,10 @@ DENSITY_K = 5  # neighbours, of density and coverage; precision and recall take 
 class FID(FirstBatch):
     """Log ``fid_<extractor>`` in validation, and in test also KID, precision, recall, density and coverage.
 
-    The same noise every time, split over the ranks: the numbers do not depend on how many there are. Real statistics
-    are those of the whole split, 8-bit, in the model's image size, without augmentation; they are computed once and
-    kept on disk.
+    The same noise in every validation, and another in test: what is chosen by this number is not tested on the noise it
+    was chosen by. It is split over the ranks: the numbers do not depend on how many there are. A class-conditional
+    model is sampled with labels, see `Conditions`. Real statistics are those of the whole split, 8-bit, in the model's
+    image size, without augmentation; they are computed once and kept on disk.
 
     Args:
         extractor: ``inception`` (plain FID: torch-fidelity's network), one that comes with the package
@@ -43,10 +43,12 @@ class FID(FirstBatch):
         cache_dir: Where statistics are kept; default ``~/.cache/lit-generative``.
         strict: Without it, a model that cannot sample and an extractor that cannot be had are left out with one line.
         seed: Of the noise.
+        guidance: Of a class-conditional model's samples towards their labels, passed to its ``sample``.
+        trust_reference: Take an .npz that does not say how its images were resized.
 
     Raises:
         TypeError: The model cannot sample, or the data cannot give their images.
-        ValueError: An option does not fit, or the extractor's weights cannot be had.
+        ValueError: An option does not fit, the extractor's weights cannot be had, or a reference has other features.
     """
 
     protocol: ClassVar[type] = Samples
@@ -64,6 +66,8 @@ class FID(FirstBatch):
         cache_dir: str | None = None,
         strict: bool = True,
         seed: int = 0,
+        guidance: float = 0.0,
+        trust_reference: bool = False,
     ) -> None:
         if num_samples < 2 or batch_size < 1 or min(every_n_epochs, neighbours) < 0:
             raise ValueError(
@@ -72,7 +76,8 @@ class FID(FirstBatch):
             )
         self.extractor, self.weights_path, self.num_samples = extractor, weights_path, num_samples
         self.every_n_epochs, self.reference, self.neighbours = every_n_epochs, reference, neighbours
-        self.batch_size, self.strict, self.seed = batch_size, strict, seed
+        self.batch_size, self.strict, self.seed, self.guidance = batch_size, strict, seed, guidance
+        self.trust_reference = trust_reference
         self.cache = Path(cache_dir).expanduser() if cache_dir else cache_folder()
         self._reset()
 
@@ -114,7 +119,8 @@ class FID(FirstBatch):
         shape: Any = getattr(data, "image_shape", None) or pl_module.image_shape
         self.dims = net.cpu()(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1]
         if from_file:
-            self._real = read_statistics(Path(self.reference).expanduser(), extractor=self.name)
+            preparation, path = getattr(net, "preparation", ""), Path(self.reference).expanduser()
+            self._real = read_reference(path, self.name, preparation, shape, self.trust_reference)
             if len(self._real.mean) != self.dims:
                 raise ValueError(
                     f"{self.reference} has {len(self._real.mean)} features, but {self.name} gives {self.dims}: "
@@ -125,15 +131,10 @@ class FID(FirstBatch):
                 f"fid_{self.name}: {self.num_samples} samples are fewer than the {self.dims} features: the distance is "
                 "biased upwards; compare it with distances at the same number only, or raise num_samples"
             )
-        for callback in trainer.callbacks if stage == "fit" else []:  # type: ignore[attr-defined]
-            if isinstance(callback, ModelCheckpoint) and callback.monitor == f"val/fid_{self.metric}":
-                n = self.every_n_epochs
-                if not n or callback._every_n_epochs < 1 or callback._every_n_epochs % n:
-                    raise ValueError(
-                        f"checkpoints are chosen by {callback.monitor}, which is computed "
-                        f"{f'every {n} epochs' if n else 'in test only'}: set --checkpoint.every_n_epochs {n or 1}, "
-                        "and every_n_epochs of FID to a divisor of it"
-                    )
+        if not self.subject:
+            self.conditions = Conditions(self, pl_module, data, self.guidance)
+        if stage == "fit":
+            self.require_choosable(trainer, f"val/fid_{self.metric}", of_test_images=self.reference == "test")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.net is not None:
@@ -169,11 +170,12 @@ class FID(FirstBatch):
         keep = self._kept if trainer.testing else self.dims
         self._fake = FeatureCollector(self.net, self.dims, keep, pl_module.device)
         self._broken, drawn, seconds = 0, 0, 0.0
+        seed = stage_seed(self.seed, trainer.validating)
         for i in range(trainer.global_rank, math.ceil(self.num_samples / self.batch_size), trainer.world_size):
             first = i * self.batch_size
-            with forked_rng(mixed_seed(self.seed, i), pl_module.device):
+            with forked_rng(mixed_seed(seed, i), pl_module.device):
                 start = time.perf_counter()
-                x = draw(pl_module, min(self.batch_size, self.num_samples - first))
+                x = self.conditions.draw(pl_module, min(self.batch_size, self.num_samples - first))
                 self._broken += int((~x.isfinite()).flatten(1).any(1).sum())  # waits for the device
                 seconds += time.perf_counter() - start
             self._fake.add(to_uint8(x), first)
@@ -227,6 +229,7 @@ class FID(FirstBatch):
         source = (
             f"{real.n:,} {self.reference} images, 8-bit, not augmented" if known else f"statistics {self.reference}"
         )
+        source += ", of a resize taken on trust" if self.trust_reference and not known else ""
         text = f"fid_{self.metric}: {fake.n:,} {self.noun}, rounded to 8 bits, against {source}; features: {self.name}"
         if preparation := getattr(self.net, "preparation", ""):
             text += f", {preparation}"
@@ -245,7 +248,8 @@ class FID(FirstBatch):
         self._protocol = text
 
     def _origin(self) -> str:
-        return f"; noise: seed {self.seed}, {self.batch_size} at a time"
+        noise = f"noise: seed {self.seed}, another in validation than in test, {self.batch_size} at a time"
+        return "".join(f"; {text}" for text in (self.conditions.describe(), noise) if text)
 
     def describe_test(self) -> str:
         """The protocol of the numbers."""

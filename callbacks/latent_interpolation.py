@@ -12,7 +12,7 @@ from lit_generative.protocols import Interpolates
 class LatentInterpolation(Picture):
     """``n`` rows of ``steps`` images on the way from one sample to another."""
 
-    name, protocol = "interpolations", Interpolates
+    name, protocol, samples = "interpolations", Interpolates, True
 
     def __init__(self, n: int = 8, steps: int = 10, every_n_epochs: int = 1, seed: int = 0) -> None:
         super().__init__(every_n_epochs, seed)
@@ -21,4 +21,5 @@ class LatentInterpolation(Picture):
         self.n, self.steps = n, steps
 
     def draw(self, model: Any, batch: Any) -> Tensor:
-        return grid(model.interpolate(self.n, self.steps), self.steps)
+        c = self.conditions.labels(self.n, model.device)
+        return grid(model.interpolate(self.n, self.steps, c), self.steps)

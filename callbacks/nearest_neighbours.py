@@ -9,7 +9,6 @@ from torch import Tensor
 from callbacks._picture import Picture
 from lit_generative.images import from_uint8, grid, to_uint8
 from lit_generative.protocols import Samples
-from lit_generative.sampling import draw
 
 
 class NearestNeighbours(Picture):
@@ -18,7 +17,7 @@ class NearestNeighbours(Picture):
     All images of the training file, those split off for validation too.
     """
 
-    name, protocol = "neighbours", Samples
+    name, protocol, samples = "neighbours", Samples, True
 
     def __init__(self, n: int = 8, k: int = 7, every_n_epochs: int = 10, seed: int = 0) -> None:
         super().__init__(every_n_epochs, seed)
@@ -38,7 +37,7 @@ class NearestNeighbours(Picture):
             raise ValueError(f"NearestNeighbours: k = {self.k}, but there are {len(self.images)} training images")
 
     def draw(self, model: Any, batch: Any) -> Tensor:
-        x = to_uint8(draw(model, self.n)).cpu()
+        x = to_uint8(self.conditions.draw(model, self.n)).cpu()
         rows = [torch.cat([sample[None], self.images[self._nearest(sample)]]) for sample in x]
         return grid(from_uint8(torch.cat(rows)), 1 + self.k)
 

@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Generator, Tensor
 
 import lit_generative.ood as ood
 from callbacks._first_batch import FirstBatch
 from callbacks._logging import log_image, run_folder
+from callbacks._other_sets import other_sets, stored_test_images
 from callbacks._plots import histograms
 from callbacks._tables import HOW, OWN, WARNING, score_table, short_table, write_scores
 from lit_generative.checkpoints import load_model
@@ -29,7 +29,8 @@ class OODScores(FirstBatch):
     the test's results, in ``ood/``: a table, histograms, and the scores of every image.
 
     Args:
-        data: The other sets; one of the same class as the model's own is left out.
+        data: The other sets, named after their classes; several of one class are numbered. One that is the model's own
+            set, of the same class, folder and options of its images, is left out; so is a repetition.
         background: Checkpoint of a model of the background, for likelihood ratios.
         synthetic: Also score uniform noise, constant images, and the test images flipped and inverted.
         num_images: Images of each set, the same number of each, drawn by a fixed seed.
@@ -89,17 +90,21 @@ class OODScores(FirstBatch):
             return
         own: Any = getattr(trainer, "datamodule", None)
         for data in (own, *self.data):
-            if not all(hasattr(data, name) for name in ("stored", "as_test", "describe_conversion")):
+            if not all(
+                hasattr(data, name) for name in ("stored", "stored_depends_on", "as_test", "describe_conversion")
+            ):
                 raise TypeError(f"OODScores: {type(data).__name__} does not give its images (`stored`, `as_test`)")
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ModelCheckpoint) and str(callback.monitor).startswith("ood/"):
-                raise ValueError(f"a checkpoint must not be chosen by {callback.monitor}: these are test images")
+            if (monitor := str(getattr(callback, "monitor", ""))).startswith("ood/"):
+                raise ValueError(f"a checkpoint must not be chosen by {monitor}: these are test images")
         if self.background is not None and not isinstance(pl_module, HasLogProb):
             raise ValueError("OODScores: a background is for likelihood ratios, and this model has no likelihood")
         own_headline = "complexity" if isinstance(pl_module, HasLogProb) else getattr(pl_module, "ood_headline", "")
         self._headline = self.headline or own_headline
         self._pixels = "x".join(map(str, own.image_shape)) + (" binary pixels" if own.levels == 2 else " 8-bit pixels")
-        self._kind = getattr(pl_module, "log_prob_kind", "") or "not known"
+        # images of other sets have no label that the model knows: all are scored alike
+        self._unlabelled = ", of images without labels" if getattr(pl_module, "classes", 0) else ""
+        self._kind = (getattr(pl_module, "log_prob_kind", "") or "not known") + self._unlabelled
         if self.background is not None:
             with forked_rng(self.seed):  # a network is drawn before its weights are read
                 self._background = load_model(self.background)
@@ -107,11 +112,16 @@ class OODScores(FirstBatch):
             self._background.require_fitting(own)
         self._add("train", own.stored("train")[0], own)
         self._add("test", own.stored("test")[0], own)
-        others: Any = [other for other in self.data if type(other) is not type(own)]
-        for other in others:
-            if (images := self._fetch(trainer, other, own)) is not None:
-                self._add(other.name, images, own)
-                self._others.append(other.name)
+        sets = other_sets(own, self.data)
+        for name, other in sets.items():
+            if (images := stored_test_images(trainer, other, self.strict)) is None:
+                continue
+            if change := own.describe_conversion(images):
+                rank_zero_info(f"out-of-distribution images of {name}: {change}, as the model's own data")
+            self._add(name, images, own)
+            self._others.append(name)
+        numbered = [f"{name}: {data.data_dir}" for name, data in sets.items() if name != data.name]
+        self._folders = f" ({', '.join(numbered)})" if numbered else ""
         if self.synthetic:
             test = own.convert(own.stored("test")[0][self._numbers["test"]])
             for name, images in ood.simple_images(test, self.seed).items():
@@ -122,28 +132,6 @@ class OODScores(FirstBatch):
         order = torch.randperm(len(images), generator=Generator().manual_seed(self.seed))
         self._numbers[name] = order[: self.num_images]
         self._sets[name] = own.as_test(images)[self._numbers[name]]
-
-    def _fetch(self, trainer: Trainer, other: Any, own: Any) -> Tensor | None:
-        """The test images of another set, searched where the model's own were, unless it names a folder."""
-        if other.hparams.get("data_dir") is None and own.hparams.get("data_dir") is not None:
-            other.hparams["data_dir"] = own.hparams["data_dir"]
-        images, failure = None, None
-        for first in (True, False):  # a node's first process downloads what the others read
-            try:
-                if first is (trainer.local_rank == 0):
-                    other.prepare_data()
-                    images = other.stored("test")[0]
-            except ValueError as error:
-                failure = error
-            trainer.strategy.barrier("ood")
-        if failure is not None and self.strict:
-            raise type(failure)(f"OODScores: {failure}") from failure
-        if not trainer.strategy.reduce_boolean_decision(images is not None, all=True):  # on every node or on none
-            rank_zero_info(f"out-of-distribution scores without {type(other).__name__}: {failure or 'another node'}")
-            return None
-        if change := own.describe_conversion(images):
-            rank_zero_info(f"out-of-distribution images of {other.name}: {change}, as the model's own data")
-        return images
 
     # -- looking at the images ---------------------------------------------------------------------
 
@@ -254,7 +242,7 @@ class OODScores(FirstBatch):
             f"seed {self.seed}, {self.batch_size} at a time; "
             f"95 % bootstrap intervals ({self.resamples} resamples); AUPR with the other set as positive class"
         )
-        text += f"; ood/auroc_{self._headline}: mean over {', '.join(self._others) or 'no set'}"
+        text += f"; ood/auroc_{self._headline}: mean over {', '.join(self._others) or 'no set'}{self._folders}"
         if "likelihood" not in self._scores["test"]:
-            return f"{text}; {OWN}"
+            return f"{text}; {OWN}{self._unlabelled}"
         return f"{text}; log p(x): {self._kind}; {HOW}"

@@ -9,7 +9,7 @@ from callbacks._reference import FeatureCollector
 from callbacks.fid import FID
 from lit_generative.images import to_uint8
 from lit_generative.protocols import Reconstructs
-from lit_generative.randomness import forked_rng, mixed_seed
+from lit_generative.randomness import forked_rng, mixed_seed, stage_seed
 
 
 class ReconstructionFID(FID):
@@ -34,6 +34,7 @@ class ReconstructionFID(FID):
         cache_dir: str | None = None,
         strict: bool = True,
         seed: int = 0,
+        trust_reference: bool = False,
     ) -> None:
         super().__init__(
             extractor,
@@ -45,6 +46,7 @@ class ReconstructionFID(FID):
             cache_dir=cache_dir,
             strict=strict,
             seed=seed,
+            trust_reference=trust_reference,
         )
 
     def images(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
@@ -59,7 +61,8 @@ class ReconstructionFID(FID):
             self._fake = FeatureCollector(self.net, self.dims, keep, pl_module.device)
             self._broken = self._seen = 0
         x, c = batch
-        with forked_rng(mixed_seed(self.seed, self._seen, trainer.global_rank), pl_module.device):
+        seed = stage_seed(self.seed, trainer.validating)
+        with forked_rng(mixed_seed(seed, self._seen, trainer.global_rank), pl_module.device):
             x = self.images(pl_module, x, c)
         self._broken += int((~x.isfinite()).flatten(1).any(1).sum())
         self._fake.add(to_uint8(x), self._seen * trainer.world_size + trainer.global_rank, trainer.world_size)

@@ -7,19 +7,21 @@ from torch import Tensor
 from callbacks._picture import Picture
 from lit_generative.images import grid
 from lit_generative.protocols import Samples
-from lit_generative.sampling import draw
 
 
 class SampleGrid(Picture):
-    """``n`` samples, ``columns`` to a row."""
+    """``n`` samples, ``columns`` to a row; of a class-conditional model with labels and ``guidance`` (`Conditions`)."""
 
-    name, protocol = "samples", Samples
+    name, protocol, samples = "samples", Samples, True
 
-    def __init__(self, n: int = 64, columns: int = 8, every_n_epochs: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, n: int = 64, columns: int = 8, every_n_epochs: int = 1, seed: int = 0, guidance: float = 0.0
+    ) -> None:
         super().__init__(every_n_epochs, seed)
+        self.guidance = guidance
         if min(n, columns) < 1:
             raise ValueError(f"{type(self).__name__}: n and columns must be at least 1, got {n} and {columns}")
         self.n, self.columns = n, columns
 
     def draw(self, model: Any, batch: Any) -> Tensor:
-        return grid(draw(model, self.n), self.columns)
+        return grid(self.conditions.draw(model, self.n), self.columns)

@@ -1,7 +1,6 @@
 """What all data sets of images share: options, splits and loaders.
 
-A data set is one small file beside this one: a subclass that says where its files lie, how to read them
-and how to fetch them.
+A data set is one small file beside this one: a subclass that says where its files lie, how to read and fetch them.
 """
 
 import os
@@ -27,8 +26,8 @@ class ImageData(LightningDataModule):
     """Images in memory, as batches ``(x, c)``.
 
     x is float32 ``(B, C, H, W)`` in [0, 1], exactly k/255; c is int64 ``(B,)`` in 0..num_classes-1.
-    The loaders themselves yield uint8 levels: `on_after_batch_transfer`, which Lightning calls on the
-    device, makes the floats. Validation images are split from the training images by ``seed``.
+    The loaders themselves yield uint8 levels: `on_after_batch_transfer`, which Lightning calls on the device, makes the
+    floats. Validation images are split from the training images by ``seed``.
 
     Args:
         data_dir: folder in torchvision's layout; default $LIT_GENERATIVE_DATA, else ``data``.
@@ -36,12 +35,11 @@ class ImageData(LightningDataModule):
         val_size: images held out for validation; default one in `val_share` of the training images.
         image_size: height and width to bring the images to; default as they are.
         resize: how: "pad" with zeros around, or "resize" bilinearly with antialiasing.
-        binarize: "dynamic" draws each training pixel anew every epoch as Bernoulli(k/255), "static" once
-            (our own draw, not the file that Larochelle published). With either, validation and test
-            images are drawn once, by fixed seeds.
+        binarize: "dynamic" draws each training pixel anew every epoch as Bernoulli(k/255), "static" once (our draw, not
+            the file of Larochelle). With either, validation and test images are drawn once, by fixed seeds.
         random_flip: mirror training images with probability 1/2.
-        mutation: share of training pixels that are replaced by uniform levels, drawn anew every time: what a
-            background model for likelihood ratios is trained on (Ren et al., 2019).
+        mutation: share of training pixels that are replaced by uniform levels, drawn anew every time: what a background
+            model for likelihood ratios is trained on (Ren et al., 2019).
         download: fetch the data set if no file of it is found.
         bundled: if all else fails, use the subset that this package brings (Fashion-MNIST only).
         seed: of the split and of the order of training.
@@ -56,6 +54,7 @@ class ImageData(LightningDataModule):
     num_classes: ClassVar[int] = 10
     val_share: ClassVar[int] = 6  # one training image in this many is for validation, by default
     files: ClassVar[dict[Split, tuple[str, ...]]]  # names without .gz
+    stored_depends_on: ClassVar[tuple[str, ...]] = ()  # options, beside the folder, that `stored` depends on
     bundle: ClassVar[Path | None] = None  # folder of the bundled subset
     bundle_holds: ClassVar[str] = ""
 
@@ -98,8 +97,7 @@ class ImageData(LightningDataModule):
     @property
     def data_dir(self) -> Path:
         """Resolved when used: the environment of another machine is not carried in a checkpoint."""
-        given = self.hparams["data_dir"] or os.environ.get("LIT_GENERATIVE_DATA") or "data"
-        return Path(given).expanduser()
+        return Path(self.hparams["data_dir"] or os.environ.get("LIT_GENERATIVE_DATA") or "data").expanduser()
 
     # ---- what a data set says of itself
 
@@ -134,9 +132,8 @@ class ImageData(LightningDataModule):
     def _remedy(self) -> str:
         lacking = f". There is no bundled subset of {self.name}" if self.bundled and not self.bundle else ""
         return (
-            f"Put {', '.join(self._names())} (gzipped or not) into {self.folders()[0]}, or name another "
-            "folder in torchvision's layout as data_dir or in $LIT_GENERATIVE_DATA, or use download=True "
-            f"with a network{lacking}"
+            f"Put {', '.join(self._names())} (gzipped or not) into {self.folders()[0]}, or name another folder in "
+            f"torchvision's layout as data_dir or in $LIT_GENERATIVE_DATA, or use download=True with a network{lacking}"
         )
 
     def _locate(self, split: Split) -> list[Path]:
@@ -194,6 +191,10 @@ class ImageData(LightningDataModule):
     def stored(self, split: Split) -> tuple[Tensor, Tensor]:
         """A whole split as its files have it: images uint8 ``(N, C, H, W)``, labels int64 ``(N,)``."""
         return self.read(self._locate(split), split)
+
+    def labels_of(self, split: Split) -> Tensor:
+        """The labels that `stored` gives."""
+        return self.stored(split)[1]
 
     def convert(self, images: Tensor) -> Tensor:
         """Bring 8-bit images of any size, grey or colour, to `image_shape`; uint8."""
@@ -256,5 +257,4 @@ class ImageData(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Levels to floats, after the transfer: a quarter of the bytes to move."""
-        x, c = batch
-        return from_uint8(x), c
+        return from_uint8(batch[0]), batch[1]

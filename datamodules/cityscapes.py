@@ -48,6 +48,8 @@ class Cityscapes(PairedImages):
         DataError: Neither layout is there, halves are missing, or images cannot be read.
     """
 
+    stored_depends_on = (*PairedImages.stored_depends_on, "labels")
+
     def __init__(
         self,
         data_dir: str | None = None,

@@ -37,6 +37,7 @@ class ImageFolder(ImageData):
     """
 
     val_share = 10
+    stored_depends_on = ("image_size", "channels", "test_size", "seed")
 
     def __init__(
         self,
@@ -138,6 +139,10 @@ class ImageFolder(ImageData):
         """A split, in memory."""
         images, labels, numbers = self._open()
         return images[numbers[split]], labels[numbers[split]]
+
+    def labels_of(self, split: Split) -> Tensor:
+        _, labels, numbers = self._open()
+        return labels[numbers[split]]
 
     def describe_test(self) -> str:
         size = self.image_shape[-1]

@@ -29,6 +29,8 @@ class PairedFolder(PairedImages):
         DataError: There are no pairs, halves are missing, or images cannot be read.
     """
 
+    stored_depends_on = (*PairedImages.stored_depends_on, "labels")
+
     def __init__(
         self,
         data_dir: str | None = None,

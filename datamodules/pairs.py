@@ -3,7 +3,7 @@
 import os
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class PairedImages(ImageData):
     """
 
     val_share = 10
+    stored_depends_on: ClassVar[tuple[str, ...]] = ("image_size", "direction", "seed")
     channels_a: int = 3  # as stored
     channels_b: int = 3
 

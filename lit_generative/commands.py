@@ -33,7 +33,7 @@ def sample(
         seed: Seed of the noise.
         batch_size: Images drawn at a time.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        label: Class of the images, of a model that knows classes.
+        label: Class of the images, of a model that knows classes; default: what it learned without labels.
         options: What else the model's ``sample`` takes: ``--options.temperature 0.7`` for a flow.
     """
     target = Path(output)
@@ -71,7 +71,7 @@ def sample(
     else:
         for i, image in enumerate(x):
             save_png(image, target / f"{i:06d}.png")
-    chosen = chosen if label is None else {"label": label} | chosen
+    chosen = chosen if not classes else {"label": "none" if label is None else label} | chosen
     said = "".join(f", {name} {value}" for name, value in chosen.items())
     print(f"{n} samples of {type(model).__name__}{said}: {target}")
 

@@ -15,7 +15,7 @@ from lit_generative.interpolation import arcs
 from lit_generative.likelihoods import bits_per_dim, in_bits
 from lit_generative.metrics import Moments
 from lit_generative.module import GenerativeModel
-from lit_generative.randomness import forked_rng
+from lit_generative.randomness import batch_rng
 
 Sampler = Literal["ancestral", "ddim", "dpm_solver"]
 
@@ -148,10 +148,11 @@ class DenoisingModel(GenerativeModel):
         x_T = torch.randn(n, *self.data_shape, device=self.device)
         return self.generate(x_T, c, steps, sampler, eta, power, guidance)
 
-    def interpolate(self, n: int, steps: int) -> Tensor:
-        """Images of ``n`` arcs between two draws of x_T, without other noise, ``(n * steps, C, H, W)`` in [0, 1]."""
-        ends = torch.randn(2, n, *self.data_shape, device=self.device)
-        return self.generate(arcs(ends.flatten(2), steps).unflatten(1, self.data_shape), sampler="dpm_solver")
+    def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
+        """Images of ``n`` arcs between two draws of x_T, each with its label if any, ``(n * steps, C, H, W)``."""
+        x_T = arcs(torch.randn(2, n, *self.data_shape, device=self.device).flatten(2), steps)
+        c = None if c is None else c.repeat_interleave(steps)
+        return self.generate(x_T.unflatten(1, self.data_shape), c, sampler="dpm_solver")
 
     def require_labels(self, n: int, c: Tensor | None, guidance: float) -> None:
         """Raise a ValueError if ``n`` samples cannot be drawn with these; see `sample`."""
@@ -166,7 +167,7 @@ class DenoisingModel(GenerativeModel):
         x_0 = self.to_data(x)
         return self.to_images(self.schedule.diffuse(x_0, t, torch.randn_like(x_0)))
 
-    def denoising(self, n: int, every: int) -> Tensor:
+    def denoising(self, n: int, every: int, c: Tensor | None = None) -> Tensor:
         """x_t of ``n`` samples of the ancestral sampler at T, T - every, ... and 0, ``(frames, n, C, H, W)``."""
         frames: list[Tensor] = []
 
@@ -175,7 +176,7 @@ class DenoisingModel(GenerativeModel):
                 frames.append(self.to_images(x_t))
 
         x_T = torch.randn(n, *self.data_shape, device=self.device)
-        last = self.generate(x_T, steps=self.steps, sampler="ancestral", watch=watch)
+        last = self.generate(x_T, c, self.steps, "ancestral", watch=watch)
         return torch.stack([*frames, last])
 
     @torch.no_grad()
@@ -211,7 +212,7 @@ class DenoisingModel(GenerativeModel):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, c = batch
-        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+        with batch_rng(self, batch_idx):
             u = (torch.arange(len(x), device=x.device) + torch.rand(1, device=x.device)) / len(x)  # all times alike
             t = 1 + (u * self.schedule.steps).long().clamp(max=self.schedule.steps - 1)
             self.losses.update(self.losses_at(x, t, c)[:, None])
@@ -222,7 +223,7 @@ class DenoisingModel(GenerativeModel):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, c = batch
-        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+        with batch_rng(self, batch_idx):
             bound = self.bound(x, c if self.classes else None)
         parts = [bound.log_prob, bound.prior, bound.diffusion, bound.decoder, bound.stderr.square()]
         self.terms.update(torch.stack(parts, -1))
@@ -250,7 +251,7 @@ class DenoisingModel(GenerativeModel):
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """The bound ``log_prob`` of every image, with its label ``c``."""
         x, c = batch
-        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+        with batch_rng(self, batch_idx):
             return {"log_prob": self.log_prob(x, c if self.classes else None), "c": c}
 
     def configure_optimizers(self) -> Any:

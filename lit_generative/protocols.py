@@ -4,7 +4,7 @@ A batch is ``(x, c)``: images ``x`` float32 ``(B, C, H, W)`` in [0, 1] and ``c``
 source image. A model of p(x) ignores ``c``. Callbacks check one of these protocols in ``setup``.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.distributions import Normal
@@ -62,8 +62,11 @@ class HasPosterior(Protocol):
 
 @runtime_checkable
 class Interpolates(Protocol):
-    def interpolate(self, n: int, steps: int) -> Tensor:
-        """``n`` ways of ``steps`` images from one sample to another, ``(n * steps, C, H, W)`` in [0, 1], way by way."""
+    def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
+        """``n`` ways of ``steps`` images from one sample to another, ``(n * steps, C, H, W)`` in [0, 1], way by way.
+
+        ``c`` holds a label for each way, ``(n,)``.
+        """
         ...
 
 
@@ -75,7 +78,7 @@ class Diffuses(Protocol):
         """What images ``(B, C, H, W)`` look like at times ``(B,)``, 0 to T, of the diffusion, ``(B, C, H, W)``."""
         ...
 
-    def denoising(self, n: int, every: int) -> Tensor:
+    def denoising(self, n: int, every: int, c: Tensor | None = None) -> Tensor:
         """``n`` samples on their way from noise, a picture ``every`` so many times, ``(frames, n, C, H, W)``."""
         ...
 
@@ -88,6 +91,15 @@ class Diffuses(Protocol):
 class Translates(Protocol):
     def translate(self, c: Tensor) -> Tensor:
         """Map source images ``(B, C', H, W)`` to target images ``(B, C, H, W)``, both in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class HasLabels(Protocol):
+    """Of data, not of a model."""
+
+    def labels_of(self, split: Literal["train", "test"]) -> Tensor:
+        """The class of every image of a whole split, int64 ``(N,)``."""
         ...
 
 

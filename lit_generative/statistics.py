@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,58 @@ def save_statistics(path: Path, gaussian: Gaussian, key: Mapping[str, Any]) -> N
         )
 
 
-def read_statistics(path: Path, key: Mapping[str, Any] | None = None, extractor: str = "") -> Gaussian:
-    """Read statistics: ours, which must have been saved under ``key`` if one is given, or those of pytorch-fid.
-
-    ``extractor`` is the name that the features must carry, where the file says it.
+def read_statistics(path: Path, key: Mapping[str, Any]) -> Gaussian:
+    """Read our statistics, which must have been saved under ``key``.
 
     Raises:
-        ValueError: The file is torn, is no such file, or belongs to another key.
+        ValueError: The file is damaged, is no such file, or belongs to another key.
     """
+    gaussian, found = _read(path)
+    if found != json.loads(json.dumps(key)):
+        raise ValueError(f"{path} holds statistics of something else")
+    return gaussian
+
+
+def read_reference(path: Path, extractor: str, preparation: str, size: Sequence[int], trust: bool = False) -> Gaussian:
+    """Read statistics to measure a distance to: ours, or an .npz with ``mu`` and ``sigma`` as pytorch-fid writes.
+
+    Args:
+        path: The file.
+        extractor: Name of the features that it must hold, where it says whose they are.
+        preparation: What that extractor does to images first, above all how it resizes them; empty: not known.
+        size: (C, H, W) of the images.
+        trust: Take a file that does not say how its images were prepared. Other resizes give other features: a distance
+            between the two is no distance of images (Parmar et al., 2022, arXiv:2104.11222).
+
+    Raises:
+        ValueError: The file is damaged, is no such file, holds other features, or does not say which.
+    """
+    gaussian, found = _read(path)
+    remedy = (
+        "run a test with FID on those images and reference train once, and give the file that it writes into its "
+        "cache_dir"
+    )
+    if not found:
+        if preparation and not trust:
+            raise ValueError(
+                f"{path} does not say how its images were resized; {extractor} takes {preparation}, and pytorch-fid, "
+                f"for one, another resize, with which distances would be wrong: {remedy}, or set trust_reference if "
+                "you know that the resize was the same"
+            )
+        return gaussian
+    if found.get("extractor") != extractor:
+        name = found.get("extractor")
+        raise ValueError(f"{path} holds features of {name}, not of {extractor}: choose that extractor")
+    made = tuple(found.get("size", ())), *found.get("resize", ())[1:]
+    if made != (tuple(size), preparation):
+        raise ValueError(
+            f"{path} holds features of images {made}, not {(tuple(size), preparation)}, (C, H, W) and resize: {remedy}"
+        )
+    return gaussian
+
+
+def _read(path: Path) -> tuple[Gaussian, dict[str, Any]]:
+    """Statistics, and the key they were saved under: empty for a file of pytorch-fid's."""
     if not path.is_file():
         raise ValueError(f"there are no statistics at {path}")
     try:
@@ -70,13 +114,9 @@ def read_statistics(path: Path, key: Mapping[str, Any] | None = None, extractor:
         mean, covariance = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
         rows = torch.from_numpy(arrays["rows"]) if "rows" in arrays else torch.empty(0, len(mean))
         count = int(arrays.get("count", 0))
-        found = json.loads(str(arrays["key"])) if key is not None or "key" in arrays else {}
+        key = json.loads(str(arrays["key"])) if "key" in arrays else {}
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged or holds no statistics mu and sigma ({error})") from error
     if covariance.shape != (len(mean), len(mean)) or not (mean.isfinite().all() and covariance.isfinite().all()):
         raise ValueError(f"{path} holds no mean and covariance of features: mu {mean.shape}, sigma {covariance.shape}")
-    if key is not None and found != json.loads(json.dumps(key)):
-        raise ValueError(f"{path} holds statistics of something else")
-    if extractor and found.get("extractor", extractor) != extractor:
-        raise ValueError(f"{path} holds features of {found['extractor']}, not of {extractor}: choose that extractor")
-    return Gaussian(count, mean, covariance, rows)
+    return Gaussian(count, mean, covariance, rows), key

@@ -62,6 +62,58 @@ def test_real_against_real_is_near_zero_and_noise_is_far(data, fid, tmp_path):
     assert near["test/samples_per_second"] > 0
 
 
+def test_every_measure_is_that_of_its_definition(data, fid, tmp_path):
+    """All pairs, one by one: images of four grey quarters, samples of a wider range in two and a narrower in two."""
+
+    def quarters(low, high):
+        return (low + (high - low) * torch.rand(96, 1, 2, 2)).byte().repeat_interleave(14, 2).repeat_interleave(14, 3)
+
+    real, fakes = quarters(60, 180), quarters(torch.tensor([20.0, 60]), torch.tensor([220.0, 120]))
+    data.stored = lambda split: (real, torch.zeros(96, dtype=torch.int64))
+
+    class Given(Sampler):
+        def sample(self, n, c=None):
+            return from_uint8(fakes)
+
+    found = run_test(Given(), data, tmp_path, fid(num_samples=96, batch_size=96))
+    x, y = (Quarters()(images).double() for images in (fakes, real))
+
+    def distances(a, b):
+        return torch.stack([(a - point).square().sum(1).sqrt() for point in b], 1)  # (a, b)
+
+    def radii(points, k):
+        return distances(points, points).sort(1).values[:, k]  # the nearest is the point itself
+
+    between = distances(x, y)
+
+    def shares(k):
+        return (between <= radii(y, k)).any(1).double().mean(), (radii(x, k) >= between.T).any(1).double().mean()
+
+    assert all(a != b for k in (2, 4) for a, b in zip(shares(k), shares(3), strict=True))  # the number of them matters
+    expected = dict(zip(("precision", "recall"), shares(3), strict=True))
+    expected["density"] = (between < radii(y, 5)).double().sum() / (5 * 96)
+    expected["coverage"] = (between < radii(y, 5)).any(0).double().mean()
+
+    def off_diagonal(a):
+        kernel = (a @ a.T / 4 + 1) ** 3
+        return (kernel.sum() - kernel.trace()) / (96 * 95)
+
+    expected["kid_quarters"] = off_diagonal(x) + off_diagonal(y) - 2 * ((x @ y.T / 4 + 1) ** 3).mean()
+    assert {name: found[f"test/{name}"] for name in expected} == pytest.approx(
+        {name: float(value) for name, value in expected.items()}, rel=1e-5
+    )
+    assert expected["precision"] != expected["recall"] and found["test/kid_quarters_std"] < 1e-9
+
+
+def test_the_images_that_neighbours_are_sought_among_are_a_fair_part(data, fid, tmp_path):
+    """A file may be sorted: its first images are of one kind."""
+    halves = [torch.randint(low, low + 60, (48, 1, 28, 28)).byte() for low in (0, 190)]
+    data.stored = lambda split: (torch.cat(halves), torch.zeros(96, dtype=torch.int64))
+    for half in halves:
+        found = run_test(Copier(half), data, tmp_path, fid(num_samples=50, neighbours=20))
+        assert found["test/precision"] > 0.5 and 0.2 < found["test/coverage"] < 0.8
+
+
 def test_the_number_is_that_of_the_samples_and_all_training_images(data, fid, tmp_path):
     seen = []
 
@@ -212,6 +264,7 @@ def test_the_protocol_is_printed_with_the_number(data, fid, tmp_path):
         "fid_quarters: 200 samples, rounded to 8 bits, against 96 train images, 8-bit, not augmented; features: quart"
     )
     assert "200 samples, 96 images" in text
+    assert "noise: seed 0, another in validation than in test, 128 at a time" in text
 
 
 def refuse(*_args, **_kwargs):
@@ -304,6 +357,27 @@ def test_statistics_of_another_extractor_are_refused(data, fid, tmp_path):
         run_test(Sampler(), data, tmp_path, fid(extractor=Other(), reference=str(path)))
     again = run_test(Sampler(), data, tmp_path, fid(reference=str(path)))
     assert again["test/recall"] == run_test(Sampler(), data, tmp_path, fid())["test/recall"]
+
+
+def test_a_reference_of_another_resize_is_refused_before_training(data, fid, tmp_path):
+    class Resizing(Quarters):
+        preparation = "bilinear to 28x28"
+
+    class Otherwise(Quarters):
+        preparation = "bicubic to 28x28"
+
+    mean, covariance = Gaussian.of(Quarters()(data.stored("train")[0]))[1:3]
+    np.savez(tmp_path / "theirs.npz", mu=mean, sigma=covariance)
+    given = {"reference": str(tmp_path / "theirs.npz")}
+    with pytest.raises(ValueError, match="does not say how its images were resized; quarters takes bilinear to 28x28"):
+        run_test(Sampler(), data, tmp_path, fid(extractor=Resizing(), **given))
+    trusting = fid(extractor=Resizing(), trust_reference=True, **given)
+    again = run_test(Sampler(), data, tmp_path, trusting)["test/fid_quarters"]
+    assert again == pytest.approx(run_test(Sampler(), data, tmp_path, fid(extractor=Resizing()))["test/fid_quarters"])
+    assert "of a resize taken on trust" in trusting.describe_test()
+    (made,) = (tmp_path / "cache").iterdir()
+    with pytest.raises(ValueError, match=r"'bilinear to 28x28'.*, not .*'bicubic to 28x28'"):
+        run_test(Sampler(), data, tmp_path, fid(extractor=Otherwise(), reference=str(made), trust_reference=True))
 
 
 def test_without_strictness_it_is_left_out_with_a_line(data, fid, tmp_path, monkeypatch, caplog):

@@ -246,3 +246,10 @@ def test_a_torn_file_is_made_anew(faces):
     file.write_bytes(whole[:-100])
     folder(faces)
     assert file.read_bytes() == whole
+
+
+def test_labels_are_known_without_the_images(faces):
+    data = folder(faces, test_size=3)
+    for split in ("train", "test"):
+        assert torch.equal(data.labels_of(split), data.stored(split)[1])
+    assert sorted(data.labels_of("train").tolist() + data.labels_of("test").tolist()) == [0] * 10 + [1] * 10

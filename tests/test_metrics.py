@@ -132,6 +132,30 @@ def test_neighbourhood_metrics_see_a_collapsed_mode():
     assert m["recall"] == pytest.approx(0.5, abs=0.05) and 0.3 < m["coverage"] <= 0.5
 
 
+def test_a_common_offset_of_large_features_changes_no_neighbour():
+    """Distances ignore it; the features are of 2^-6, which float32 holds beside 4096."""
+    fake, real = (torch.randn(400, 8).mul(64).round() / 64 + shift for shift in (0.25, 0.0))
+    near = precision_recall(fake, real), density_coverage(fake, real)
+    assert 0.5 < near[0][0] < 1 and 0.5 < near[0][1] < 1 and 0.5 < near[1][0] < 1.2 and 0.5 < near[1][1] < 1
+    for offset in (1024.0, 4096.0):
+        assert (precision_recall(fake + offset, real + offset), density_coverage(fake + offset, real + offset)) == near
+
+
+@pytest.mark.parametrize("offset", [0.0, 4096.0])
+def test_kid_is_the_unbiased_estimate_of_its_paper(offset):
+    """All vectors are in every subset: one number, without chance. Degree 3, gamma 1/d (Binkowski et al., 2018)."""
+    x, y = (torch.randn(40, 8).mul(64).round() / 64 + shift + offset for shift in (0.5, 0.0))
+    value, deviation = kernel_distance(x, y, subsets=3)
+
+    def kernel(a, b):
+        return sum(a[:, None, i].double() * b[None, :, i].double() / 8 for i in range(8)).add(1).pow(3)
+
+    off_diagonal = [(kernel(a, a).sum() - kernel(a, a).trace()) / (40 * 39) for a in (x, y)]
+    expected = float(sum(off_diagonal) - 2 * kernel(x, y).mean())
+    assert value == pytest.approx(expected, rel=1e-4 if offset else 1e-9) and expected > 0.5
+    assert deviation == pytest.approx(0, abs=1e-4 * expected)
+
+
 def test_density_and_coverage_count_balls():
     """Images on a line at 0..9: balls of k = 1 have radius 1, without their border."""
     real, fake = torch.arange(10.0)[:, None], torch.tensor([[0.25], [4.5], [100.0]])

@@ -1,10 +1,12 @@
 """Scores of what looks out of distribution, and how well they tell."""
 
+import io
 import math
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from lit_generative import ood
@@ -80,6 +82,30 @@ def test_code_lengths_are_lossless_and_grow_with_complexity():
     assert (length[5:] < 784 * math.log(256) / 10).all()
     colour = ood.code_length(noise.expand(-1, 3, -1, -1))
     assert colour.shape == (5,) and (colour < 3 * length[:5]).all()
+
+
+def test_the_code_is_the_shortest_of_three_lossless_ones():
+    """Each of them is needed: it is the shortest of one of the images. All give the image back."""
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    waves = torch.nn.functional.interpolate(255 * torch.rand(1, 1, 8, 8), size=(64, 64), mode="bicubic")[0, 0]
+    images = {"WEBP": torch.randint(0, 256, (64, 64)), "JPEG2000": waves.clamp(0, 255), "PNG": x * y // 16 % 256}
+    plain = {"PNG": {}, "WEBP": {"lossless": True}, "JPEG2000": {"irreversible": False}}
+
+    def encoded(image, code, options):
+        file = io.BytesIO()
+        Image.fromarray(image.numpy()).save(file, code, **options)
+        with Image.open(file) as again:
+            assert torch.equal(torch.from_numpy(np.array(again.convert("L"))), image), code
+        return len(file.getvalue())
+
+    assert ood.CODES.keys() == plain.keys()
+    for shortest, image in images.items():
+        image = image.to(torch.uint8)
+        sizes = {code: encoded(image, code, options) for code, options in plain.items()}
+        best = {code: encoded(image, code, options) for code, options in ood.CODES.items()}
+        length = float(ood.code_length(image[None, None])) / math.log(256)  # bytes
+        assert length == pytest.approx(best[shortest], abs=1e-9) and length <= sizes[shortest]
+        assert all(best[code] > length for code in plain if code != shortest)
 
 
 def test_simple_images():

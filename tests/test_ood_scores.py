@@ -3,14 +3,17 @@
 import csv
 import json
 import math
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from stubs import Density, Random, Stub, trainer
 
 from callbacks import OODScores, Report
-from datamodules import CIFAR10, KMNIST, MNIST, FashionMNIST
+from datamodules import CIFAR10, KMNIST, MNIST, FashionMNIST, ImageFolder
 from lit_generative.models.vae import VAE
 
 
@@ -67,6 +70,48 @@ def test_every_set_and_score_has_its_numbers_files_and_pictures(data, tmp_path, 
         results["row"]["OOD AUROC (complexity)"] == f"{found['ood/auroc_complexity']:.3f}"
         and "complexity" in results["protocol"]["OODScores"]
     )
+
+
+def folder_of(path, level):
+    """Twenty images of about one grey level."""
+    path.mkdir()
+    for i in range(20):
+        Image.fromarray(np.random.default_rng(i).integers(level, level + 20, (28, 28)).astype(np.uint8)).save(
+            path / f"{i:02d}.png"
+        )
+    return ImageFolder(str(path), image_size=28, channels=1, test_size=8, batch_size=4, cache_dir=str(path / "cache"))
+
+
+def test_sets_of_one_class_are_told_apart(tmp_path):
+    """By folder and options, not by class; the model's own is left out, and so is one that was named before."""
+    own, bright, dim = (folder_of(tmp_path / name, level) for name, level in (("own", 0), ("bright", 200), ("dim", 90)))
+    options = {"image_size": 28, "channels": 1, "test_size": 8, "cache_dir": str(tmp_path / "cache")}
+    itself = ImageFolder(str(tmp_path / "own"), batch_size=2, random_flip=True, **options)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "dim")
+    callback = scores(data=[itself, bright, dim, ImageFolder(str(link), **options)], synthetic=False, resamples=2)
+    found = run_test(Density(), own, tmp_path, callback)
+    aurocs = {name: value for name, value in found.items() if "-" in name and "auroc_complexity" in name}
+    assert list(aurocs) == ["ood/ImageFolder-1/auroc_complexity", "ood/ImageFolder-2/auroc_complexity"]
+    assert found["ood/ImageFolder-1/log_prob"] < found["ood/ImageFolder-2/log_prob"] < found["ood/test/log_prob"]
+    assert found["ood/auroc_complexity"] == pytest.approx(sum(aurocs.values()) / 2)
+    assert f"ImageFolder-1: {tmp_path / 'bright'}, ImageFolder-2: {tmp_path / 'dim'}" in callback.describe_test()
+    # another part of the same folder is another set; alone, it has the plain name
+    other_part = ImageFolder(str(tmp_path / "own"), seed=1, **options)
+    found = run_test(Density(), own, tmp_path / "again", scores(data=[other_part], synthetic=False, resamples=2))
+    assert "ood/ImageFolder/auroc_complexity" in found
+
+
+def test_the_own_class_from_another_folder_is_another_set(data, tmp_path):
+    copied = shutil.copytree(data.data_dir / "FashionMNIST", tmp_path / "elsewhere" / "FashionMNIST").parent
+    sets = [FashionMNIST(batch_size=3), FashionMNIST(data_dir=str(copied)), MNIST(), MNIST(batch_size=7)]
+    callback = scores(data=sets, synthetic=False, resamples=2)
+    found = run_test(Density(), data, tmp_path, callback)
+    assert [name for name in found if "auroc_likelihood" in name] == [
+        "ood/FashionMNIST/auroc_likelihood",
+        "ood/MNIST/auroc_likelihood",
+    ]
+    assert "mean over FashionMNIST, MNIST; log p(x)" in callback.describe_test()
 
 
 def test_log_likelihoods_are_those_of_the_images(data, data_dir, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from lit_generative.metrics import Gaussian
-from lit_generative.statistics import content_hash, path_of, read_statistics, save_statistics
+from lit_generative.statistics import content_hash, path_of, read_reference, read_statistics, save_statistics
 
 KEY = {"data": "MNIST", "content": "ab", "split": "train", "count": 9, "size": [1, 28, 28], "weights": "cd"}
 
@@ -67,14 +67,33 @@ def test_a_write_that_fails_leaves_what_was_there(gaussian, tmp_path, monkeypatc
 
 def test_files_of_pytorch_fid_are_read(tmp_path):
     np.savez(tmp_path / "theirs.npz", mu=np.arange(3.0), sigma=np.eye(3))
-    p = read_statistics(tmp_path / "theirs.npz")
+    p = read_reference(tmp_path / "theirs.npz", "own", "", (1, 28, 28))
     assert p.n == 0 and p.mean.tolist() == [0, 1, 2] and torch.equal(p.covariance, torch.eye(3).double())
     np.savez(tmp_path / "wrong.npz", mu=np.arange(3.0), sigma=np.eye(2))
     with pytest.raises(ValueError, match="no mean and covariance"):
-        read_statistics(tmp_path / "wrong.npz")
+        read_reference(tmp_path / "wrong.npz", "own", "", (1, 28, 28))
     np.savez(tmp_path / "pickled.npz", mu=np.array([{}]), sigma=np.eye(1))
     with pytest.raises(ValueError, match="damaged or holds no statistics"):
-        read_statistics(tmp_path / "pickled.npz")
+        read_reference(tmp_path / "pickled.npz", "own", "", (1, 28, 28))
+
+
+def test_a_reference_must_be_of_the_same_resize(gaussian, tmp_path):
+    """Features of images resized in two ways are features of two sets of images."""
+    theirs, ours = tmp_path / "theirs.npz", tmp_path / "ours.npz"
+    np.savez(theirs, mu=np.arange(3.0), sigma=np.eye(3))
+    with pytest.raises(ValueError, match=r"does not say how .* run a test with FID .* or set trust_reference"):
+        read_reference(theirs, "inception", "bilinear to 299x299", (3, 32, 32))
+    assert read_reference(theirs, "inception", "bilinear to 299x299", (3, 32, 32), trust=True).n == 0
+    save_statistics(ours, gaussian, {**KEY, "extractor": "net", "resize": ["pad", "bilinear"], "size": [1, 28, 28]})
+    assert read_reference(ours, "net", "bilinear", (1, 28, 28)).n == 50
+    for trust in (False, True):  # what is known to be another is not taken on trust
+        for extractor, preparation, size, fault in (
+            ("other", "bilinear", (1, 28, 28), "features of net, not of other"),
+            ("net", "bicubic", (1, 28, 28), r"'bilinear'\), not \(\(1, 28, 28\), 'bicubic'\)"),
+            ("net", "bilinear", (1, 32, 32), r"images \(\(1, 28, 28\), 'bilinear'\), not \(\(1, 32, 32\)"),
+        ):
+            with pytest.raises(ValueError, match=fault):
+                read_reference(ours, extractor, preparation, size, trust)
 
 
 def test_content_hash_follows_every_pixel_and_the_shape():

@@ -167,7 +167,7 @@ def test_the_reported_bounds_are_those_of_k_draws(monkeypatch):
     model, x = LinearGaussian(0.3), images(4)
     model.test_k, model.bounds, logged = [1, 5, 50], type(model.bounds)(3), {}
     monkeypatch.setattr(model, "log_dict", lambda metrics, **_: logged.update(metrics))
-    monkeypatch.setattr(type(model), "trainer", Mock(world_size=1))
+    monkeypatch.setattr(type(model), "trainer", Mock(world_size=1, validating=False))
     model.test_step((x.repeat(4000, 1, 1, 1), None), 0)
     model.on_test_epoch_end()
     torch.manual_seed(5)

@@ -145,7 +145,7 @@ class LatentFlow(GenerativeModel):
         return self.decode(not_negative(temperature) * torch.randn(n, self.latent, device=self.device))
 
     @torch.no_grad()
-    def interpolate(self, n: int, steps: int) -> Tensor:
+    def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
         return self.decode(arcs(torch.randn(2, n, self.latent, device=self.device), steps))
 

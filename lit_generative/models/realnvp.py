@@ -22,7 +22,7 @@ from lit_generative.likelihoods import bits_per_dim, finite_or_impossible, log_m
 from lit_generative.metrics import Moments
 from lit_generative.module import GenerativeModel
 from lit_generative.nn.resnet import WeightNormResNet
-from lit_generative.randomness import forked_rng
+from lit_generative.randomness import batch_rng
 
 Shape = tuple[int, int, int]
 
@@ -179,7 +179,7 @@ class RealNVP(GenerativeModel):
         return self.decode(not_negative(temperature) * torch.randn(n, self.dims, device=self.device))
 
     @torch.no_grad()
-    def interpolate(self, n: int, steps: int) -> Tensor:
+    def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
         return self.decode(arcs(torch.randn(2, n, self.dims, device=self.device), steps))
 
@@ -195,7 +195,7 @@ class RealNVP(GenerativeModel):
         return nll
 
     def evaluate(self, x: Tensor, batch_idx: int, k: int) -> None:
-        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+        with batch_rng(self, batch_idx):
             log_w = self.draws(x, k)
         bound = log_mean_exp(log_w, 0)
         self.terms.update(torch.stack([log_w[0], bound, (~bound.isfinite()).to(bound)], -1))
@@ -242,7 +242,7 @@ class RealNVP(GenerativeModel):
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Latents ``z`` and the bound ``log_prob`` of every image, with its label ``c``."""
         x, c = batch
-        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+        with batch_rng(self, batch_idx):
             return {"z": self.encode(x), "log_prob": self.log_prob(x), "c": c}
 
     def configure_optimizers(self) -> Any:

@@ -24,7 +24,7 @@ from lit_generative.module import GenerativeModel
 from lit_generative.nn.conv import ConvDecoder, ConvEncoder
 from lit_generative.nn.conv_dense import CONV3, CONV4, DenseConvDecoder, DenseConvEncoder
 from lit_generative.nn.mlp import MLPDecoder, MLPEncoder
-from lit_generative.randomness import forked_rng
+from lit_generative.randomness import batch_rng
 
 Network = Literal["mlp", "conv", "conv3", "conv4"]
 NETWORKS: dict[Network, Any] = {
@@ -189,7 +189,7 @@ class VAE(GenerativeModel):
         return self.decode(torch.randn(n, self.latent, device=self.device))
 
     @torch.no_grad()
-    def interpolate(self, n: int, steps: int) -> Tensor:
+    def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
         return self.decode(arcs(torch.randn(2, n, self.latent, device=self.device), steps))
 
@@ -205,7 +205,7 @@ class VAE(GenerativeModel):
         self.terms.update(torch.stack([terms["elbo"], terms["reconstruction"], terms["kl"]], -1))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+        with batch_rng(self, batch_idx):
             self.evaluate(batch[0])
 
     def on_validation_epoch_end(self) -> None:
@@ -219,7 +219,7 @@ class VAE(GenerativeModel):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x = batch[0]
-        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+        with batch_rng(self, batch_idx):
             self.evaluate(x)
             log_w = self.chunked_log_weights(x, self.test_k[-1])
         self.bounds.update(torch.stack([log_mean_exp(log_w[:k], 0) for k in self.test_k], -1))
@@ -253,7 +253,7 @@ class VAE(GenerativeModel):
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Posterior means ``z`` and the bound ``log_prob`` of every image, with its label ``c``."""
         x, c = batch
-        with forked_rng(batch_idx * self.trainer.world_size + self.global_rank, self.device):
+        with batch_rng(self, batch_idx):
             return {"z": self.encode(x), "log_prob": self.log_prob(x), "c": c}
 
     def configure_optimizers(self) -> Any:
