@@ -16,6 +16,7 @@ from callbacks import (
     LatentTraversal,
     PosteriorStatistics,
     ReconstructionFID,
+    ReconstructionGrid,
 )
 from datamodules import FashionMNIST, Sprites
 from lit_generative.metrics import Gaussian, frechet_distance
@@ -61,19 +62,41 @@ def test_a_traversal_moves_one_dimension_over_what_occurs(data, tmp_path):
             assert (corners - (255 * expected).round()).abs().max() <= 1
 
 
-def test_an_attribute_is_the_difference_of_two_classes_means(data, tmp_path):
-    model = Latents()
-    callback = AttributeDirection(classes=(2, 7), steps=(0, 1), n=2, num_images=50)
+@pytest.mark.parametrize("batch_size", [1, 16, 40])
+def test_an_attribute_is_added_to_images_of_the_first_class(batch_size, data_dir, tmp_path):
+    """The difference of two classes' means over training images, whatever the batches have of the first class."""
+    data, model = FashionMNIST(data_dir=str(data_dir), batch_size=batch_size), Latents()
+    callback = AttributeDirection(classes=(2, 7), steps=(0, 1), n=3, num_images=50)
     trainer(tmp_path, callbacks=[callback]).test(model, datamodule=data)
     drawn = torch.from_numpy(pictures(tmp_path)["attribute_test"])[..., 0].float()
     images, labels = data.stored("train")
-    means = [model.encode(images[labels == label].float() / 255).mean(0) for label in (2, 7)]
-    x, c = next(iter(data.test_dataloader()))
-    z = model.encode(x[c == 2][:1].float() / 255)[0]
+    means = [model.encode(images[labels == label][:50].float() / 255).mean(0) for label in (2, 7)]
+    x, c = data.stored("test")
+    z = model.encode(x[c == 2][:3].float() / 255)
+    assert len(z) == 3 and drawn.shape == (3 * 30 + 2, 2 * 30 + 2)
     for column, expected in enumerate((z, z + means[1] - means[0])):
-        tile = drawn[2:30, 2 + 30 * column : 30 + 30 * column]
-        corners = tile[[0, 0, 27, 27], [0, 27, 0, 27]]
+        tiles = drawn[2:, 2 + 30 * column : 30 + 30 * column].unfold(0, 28, 30)  # (3, 28, 28), columns first
+        corners = tiles[:, [0, 27, 0, 27], [0, 0, 27, 27]]
         assert (corners - (255 * expected.clamp(0, 1)).round()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("batch_size", [7, 40])
+def test_fewer_images_than_asked_for_are_shown_and_said(batch_size, data_dir, tmp_path, caplog):
+    data = FashionMNIST(data_dir=str(data_dir), batch_size=batch_size)
+    there = int((data.stored("test")[1] == 2).sum())
+    callbacks = [AttributeDirection(classes=(2, 7), n=30), ReconstructionGrid(n=50, columns=10)]
+
+    class Both(Latents):
+        def reconstruct(self, x, c=None):
+            return x
+
+    with caplog.at_level("INFO"):
+        trainer(tmp_path, callbacks=callbacks).test(Both(), datamodule=data)
+    drawn = pictures(tmp_path)
+    assert 0 < there < 30 and drawn["attribute_test"].shape[0] == there * 30 + 2
+    assert drawn["reconstructions_test"].shape[:2] == (2 * 4 * 30 + 2, 10 * 30 + 2)  # all 40, in four rows
+    assert f"AttributeDirection was to show 30 images of class 2, and there were {there}" in caplog.text
+    assert "ReconstructionGrid was to show 50 images, and there were 40" in caplog.text
 
 
 def test_an_attribute_needs_both_classes(data, tmp_path):
