@@ -20,6 +20,7 @@ class EveryBatch(FirstBatch):
 
     every_batch = True
     seed: int = 0
+    numbers: Tensor  # of the images that `keep` is given: their places in the data, whatever the batches and ranks
     _kept: PerImage | None = None
     drawn = ""  # how many images shared a draw of noise
 
@@ -36,10 +37,11 @@ class EveryBatch(FirstBatch):
         if self._kept is None:
             self._kept, self._seen = PerImage().to(pl_module.device), 0
             self.drawn = str(len(x)) + (f" x {trainer.world_size}" if trainer.world_size > 1 else "")
-        number = (self._seen + torch.arange(len(x), device=pl_module.device)) * trainer.world_size + trainer.global_rank
+        place = self._seen + torch.arange(len(x), device=pl_module.device)
+        self.numbers = place * trainer.world_size + trainer.global_rank
         seed = stage_seed(self.seed, trainer.validating)
         with forked_rng(mixed_seed(seed, self._seen, trainer.global_rank), pl_module.device):
-            self._kept.update(self.keep(pl_module, x, c), number)
+            self._kept.update(self.keep(pl_module, x, c), self.numbers)
         self._seen += len(x)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

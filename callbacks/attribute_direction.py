@@ -7,18 +7,18 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._picture import Picture
-from lit_generative.images import from_uint8, grid
+from callbacks._first_images import FirstImages
+from lit_generative.images import from_uint8
 from lit_generative.protocols import HasLatent
 
 
-class AttributeDirection(Picture):
+class AttributeDirection(FirstImages):
     """Images of one class with multiples of the difference of two classes' mean latents added: a smile, a heel.
 
-    The means are over training images; the images that are changed are the batch's.
+    The means are over training images; the images that are changed are the class's first in validation or test.
 
     Args:
-        classes: Labels without and with the attribute; images of the first are shown.
+        classes: Labels without and with the attribute; images of the first are changed.
         steps: Multiples of the difference that are added, one column each.
         n: Rows.
         num_images: Training images of each class that the means are taken over, at most.
@@ -35,12 +35,11 @@ class AttributeDirection(Picture):
         every_n_epochs: int = 1,
         seed: int = 0,
     ) -> None:
-        super().__init__(every_n_epochs, seed)
-        if not steps or min(n, num_images) < 1:
-            raise ValueError(
-                f"AttributeDirection: there must be steps, n and num_images; got {steps}, {n}, {num_images}"
-            )
-        self.classes, self.steps, self.n, self.num_images = tuple(classes), tuple(steps), n, num_images
+        super().__init__(n, every_n_epochs, seed)
+        if not steps or num_images < 1:
+            raise ValueError(f"AttributeDirection: there must be steps and num_images; got {steps}, {num_images}")
+        self.classes, self.steps, self.num_images = tuple(classes), tuple(steps), num_images
+        self.what = f"images of class {classes[0]}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -60,14 +59,17 @@ class AttributeDirection(Picture):
                 )
             self._images.append(data.as_test(images[chosen[: self.num_images]]))
 
-    def draw(self, model: Any, batch: Any) -> Tensor:
-        without, with_it = (self._mean(model, images) for images in self._images)
-        x, c = batch
-        x = torch.cat([x[c == self.classes[0]], x[c != self.classes[0]]])[: self.n]
+    def wanted(self, c: Tensor) -> Tensor:
+        return c == self.classes[0]
+
+    def rows(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
+        if not self.shown:  # once in an evaluation
+            without, with_it = (self._mean(model, images) for images in self._images)
+            self._direction = (with_it - without).flatten()
         z = model.encode(x)
-        added = torch.tensor(self.steps, device=z.device, dtype=z.dtype)[:, None] * (with_it - without).flatten()
+        added = torch.tensor(self.steps, device=z.device, dtype=z.dtype)[:, None] * self._direction  # (steps, latent)
         codes = (z.flatten(1)[:, None] + added).flatten(0, 1).unflatten(1, z.shape[1:])
-        return grid(model.decode(codes), len(self.steps))
+        return model.decode(codes).unflatten(0, (len(x), len(self.steps)))
 
     def _mean(self, model: Any, images: Tensor) -> Tensor:
         chunks = [model.encode(from_uint8(chunk.to(model.device))).sum(0) for chunk in images.split(128)]

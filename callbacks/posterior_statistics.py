@@ -10,7 +10,7 @@ from torch.distributions import Normal
 from callbacks._every_batch import EveryBatch
 from callbacks._logging import log_image, run_folder
 from callbacks._plots import bars
-from lit_generative.disentanglement import kl_decomposition
+from lit_generative.disentanglement import kl_decomposition, total_correlation_bound
 from lit_generative.protocols import HasPosterior, require
 
 
@@ -18,8 +18,9 @@ class PosteriorStatistics(EveryBatch):
     """Log the parts of the KL term and the active units, and draw KL and deviation of every latent dimension.
 
     ``mutual_information`` + ``total_correlation`` + ``dimension_wise_kl`` = the KL of the images that they are
-    estimated on; see `kl_decomposition`. A dimension is active where the posterior's mean varies by more than 0.01 over
-    the images (Burda et al., 2016, Section 5).
+    estimated on; see `kl_decomposition`. ``total_correlation_bound`` is the part of the total correlation that pairs of
+    dimensions show, over one draw of every image. A dimension is active where the posterior's mean varies by more than
+    0.01 over the images (Burda et al., 2016, Section 5).
 
     Args:
         num_images: How many of the images the parts are estimated on; time grows with its square.
@@ -51,6 +52,7 @@ class PosteriorStatistics(EveryBatch):
         if count > 1:
             q = Normal(mu[chosen], sigma[chosen], validate_args=False)  # a model may have diverged
             metrics |= kl_decomposition(q, q.sample(), count)
+            metrics["total_correlation_bound"] = total_correlation_bound(mu + sigma * torch.randn_like(mu))
             if stage == "val":  # in test the model says so itself
                 metrics["active_units"] = (mu.var(0) > 0.01).sum().float()
         # every rank has the same rows: sync_dist only spares Lightning's warning
@@ -59,6 +61,7 @@ class PosteriorStatistics(EveryBatch):
         self._protocol = (
             f"mutual_information (at most log {count:,}), total_correlation, dimension_wise_kl: of {len(chosen):,} of "
             f"{count:,} images, one draw of z each, q(z) from the {len(chosen):,} (Chen et al., 2018, unbiased weights)"
+            "; total_correlation_bound: of pairs of dimensions (Chow & Liu, 1968), one draw of z of every image"
         )
         kl = (0.5 * (mu.square() + sigma.square() - 1) - sigma.log()).mean(0)
         order = kl.argsort(descending=True)

@@ -83,18 +83,22 @@ class TranslationScores(EveryBatch):
         if self._perceptual is not None:
             net = self._perceptual.net.to(x.device)
             columns.append(net(made, x, normalize=True).view(-1))
-        maps = self._maps(made, x, c)
+        maps = self._maps(made, x)
         return torch.cat([torch.stack(columns, 1).double(), *(table.flatten(1) for table in maps)], 1)
 
-    def _maps(self, made: Tensor, x: Tensor, c: Tensor) -> list[Tensor]:
+    def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        self._split = "test" if trainer.testing else "val"
+        super().look(trainer, pl_module, batch)
+
+    def _maps(self, made: Tensor, x: Tensor) -> list[Tensor]:
         """Confusion of labels in the translations, and in the real targets where a network looks at them."""
         if self._labels == "target":
-            classes = len(self._data.palette)
-            return [confusion(self._data.classes_of(x), nearest_colour(made, self._data.palette), classes)]
-        if self.segmentation is None:
+            found = [nearest_colour(made, self._data.palette)]
+        elif self.segmentation is not None:
+            found = [self._logits(images).argmax(1) for images in (made, x)]
+        else:
             return []
-        truth = self._data.classes_of(c)
-        found = [self._logits(images).argmax(1) for images in (made, x)]
+        truth = self._data.truth(self._split, self.numbers)
         return [confusion(truth, labels, len(self._data.palette)) for labels in found]
 
     def _logits(self, images: Tensor) -> Tensor:

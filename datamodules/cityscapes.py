@@ -1,5 +1,6 @@
 """Cityscapes (Cordts et al., 2016): street scenes and what every pixel of them shows."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +42,8 @@ class Cityscapes(PairedImages):
         data_dir: The folder; default $LIT_GENERATIVE_DATA, else ``data``.
         direction: ``labels_to_photo``, or the other way.
         labels: ``color``; ``ids``, one channel, label id / 33; ``one_hot``, a channel for each of the 19 classes, all 0
-            where nothing counts. Pairs have colours only, and ids are no target.
+            where nothing counts. Pairs have colours only, and ids are no target. Translations are scored by the
+            archives' ids, whatever the model gets: polegroups, which do not count, have the colour of poles.
         image_size, load_size, batch_size, val_size, random_flip, skip_broken, cache_dir, seed: As of `PairedImages`.
 
     Raises:
@@ -86,27 +88,45 @@ class Cityscapes(PairedImages):
         """The colours of the 19 classes, by train id, in [0, 1], ``(19, 3)``."""
         return torch.tensor([c.color for c in CLASSES]) / 255
 
-    def classes_of(self, labels: Tensor) -> Tensor:
-        """The train id of every pixel of label images as a model gets them, ``(B, H, W)``, 255 where nothing counts."""
-        if self.labels == "one_hot":
-            return torch.where(labels.any(1), labels.argmax(1), VOID)
-        ids = torch.tensor([c.id for c in Official.classes if c.id >= 0], device=labels.device)
-        if self.labels == "ids":
-            found = (labels[:, 0] * (IDS - 1)).round().long()
-        else:
-            colours = torch.tensor([c.color for c in Official.classes if c.id >= 0], device=labels.device) / 255
-            found = ids[nearest_colour(labels, colours)]
-        return torch.from_numpy(train_ids()).to(labels.device)[found].long()
+    def truth(self, split: str, numbers: Tensor) -> Tensor:
+        """The train ids of the pixels of pairs of ``val`` or ``test``, by their numbers in it ``(B,)``, ``(B, H, W)``.
+
+        255 where nothing counts. They come from label ids, or from colours where there is nothing else.
+        """
+        pairs = self._sets[split][0][self._rows[split][numbers.cpu()]]
+        if self.archives:
+            return torch.from_numpy(train_ids())[pairs[:, -1].long()].long().to(numbers.device)
+        return self.classes_of(from_uint8(pairs[:, self.channels_a :])).to(numbers.device)
+
+    @staticmethod
+    def classes_of(colours: Tensor) -> Tensor:
+        """The train id of every pixel of labels in colour ``(B, 3, H, W)``, ``(B, H, W)``, 255 where nothing counts."""
+        known = [c for c in Official.classes if c.id >= 0]
+        nearest = nearest_colour(colours, torch.tensor([c.color for c in known]) / 255)
+        return torch.tensor([c.train_id for c in known], device=colours.device)[nearest]
 
     @property
     def source_channels(self) -> int:
         return len(CLASSES) if self.labels == "one_hot" else super().source_channels
 
+    @property
+    def root(self) -> Path:
+        """`data_dir`, or torchvision's folder of the data in it."""
+        below = self.data_dir / "cityscapes"
+        return below if below.is_dir() else self.data_dir
+
+    @cached_property
+    def archives(self) -> bool:
+        """Whether there are the official archives, or one of them."""
+        return any((self.root / name).is_dir() for name in ("leftImg8bit", "gtFine"))
+
+    @property
+    def channels_beside(self) -> int:
+        return int(self.archives and self.labels == "color")  # label ids
+
     def find_pairs(self) -> dict[str, list[Files]]:
-        root = self.data_dir
-        # torchvision's name, or the data's own folder below a common one
-        root = root / "cityscapes" if (root / "cityscapes").is_dir() else root
-        if (root / "leftImg8bit").is_dir() or (root / "gtFine").is_dir():
+        root = self.root
+        if self.archives:
             return {"train": self._official(root, "train"), "test": self._official(root, "val")}
         if (root / "train").is_dir() and (root / "val").is_dir():
             if self.labels != "color":
@@ -118,39 +138,43 @@ class Cityscapes(PairedImages):
         )
 
     def _official(self, root: Path, split: str) -> list[Files]:
-        kind = "color" if self.labels == "color" else "semantic"
+        kinds = ["color", "semantic"] if self.labels == "color" else ["semantic"]
         try:
-            found = Official(str(root), split, "fine", kind)
+            found = Official(str(root), split, "fine", kinds)
         except (RuntimeError, FileNotFoundError) as error:
             raise DataError(
                 f"{root} has no {split} images of both leftImg8bit and gtFine: unpack the two archives side by side"
             ) from error
         files: list[Files] = [
-            (Path(image), Path(*target)) for image, target in zip(found.images, found.targets, strict=True)
+            (Path(image), *map(Path, targets)) for image, targets in zip(found.images, found.targets, strict=True)
         ]
-        if missing := [own[1] for own in files if not own[1].is_file()]:
+        labels = {path for own in files for path in own[1:]}
+        if missing := sorted(path for path in labels if not path.is_file()):
             raise DataError(f"{len(missing)} images have no labels: {', '.join(map(str, missing[:5]))}")
-        ending = "color" if self.labels == "color" else "labelIds"
-        labelled = set((root / "gtFine" / split).glob(f"*/*_gtFine_{ending}.png"))
-        if missing := sorted(labelled - {own[1] for own in files}):
+        endings = {path.name.rpartition("_")[2] for path in labels}  # color.png, labelIds.png
+        there = {path for ending in endings for path in (root / "gtFine" / split).glob(f"*/*_gtFine_{ending}")}
+        if missing := sorted(there - labels):
             raise DataError(f"{len(missing)} labels have no image: {', '.join(map(str, missing[:5]))}")
         if not files:
             raise DataError(f"{root / 'leftImg8bit' / split} has no images")
         return files
 
     def read_pair(self, files: Files, size: int) -> np.ndarray:
-        if len(files) == 1:
-            photo, labels = halves(files[0])
+        if not self.archives:
+            photo, *labels = halves(files[0]) if len(files) == 1 else map(open_image, files)
             if photo.width != photo.height:
                 raise ValueError(f"{2 * photo.width}x{photo.height} pixels are not two squares side by side")
         else:
-            photo, labels = open_image(files[0]), read_labels(files[1], self.labels)
-            if photo.size != labels.size:
-                raise ValueError(f"{photo.width}x{photo.height} and {labels.width}x{labels.height} pixels differ")
-        return np.concatenate([scaled(photo, size, labels=False), scaled(labels, size, labels=True)])
+            photo, *colours = map(open_image, files[:-1])
+            labels = [*colours, read_ids(files[-1])]
+            for image in labels:
+                if image.size != photo.size:
+                    raise ValueError(f"{photo.width}x{photo.height} and {image.width}x{image.height} pixels differ")
+        parts = [scaled(photo, size, labels=False), *(scaled(image, size, labels=True) for image in labels)]
+        return np.concatenate(parts)
 
     def describe_pair(self) -> str:
-        return f"labels as {self.labels.replace('_', '-')}"
+        return f"labels as {self.labels.replace('_', '-')}{', with their ids' if self.archives else ''}"
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         target, source = self._sides(batch[0])
@@ -161,14 +185,13 @@ class Cityscapes(PairedImages):
         if self.labels == "ids":
             return levels.float() / (IDS - 1)
         if self.labels == "one_hot":
-            return (levels == torch.arange(len(CLASSES), device=levels.device).view(-1, 1, 1)).float()
+            ids = torch.tensor([c.id for c in CLASSES], device=levels.device)
+            return (levels == ids.view(-1, 1, 1)).float()
         return from_uint8(levels)
 
 
-def read_labels(path: Path, kind: str) -> Image.Image:
-    """A label image of the archives: colours as RGB (they are RGBA there), ids or train ids as one channel."""
-    if kind == "color":
-        return open_image(path)
+def read_ids(path: Path) -> Image.Image:
+    """The label ids of an image of the archives, one channel of 0 to 33; all others are 0, unlabelled."""
     try:
         with Image.open(path) as image:
             ids = np.asarray(image)
@@ -176,4 +199,4 @@ def read_labels(path: Path, kind: str) -> Image.Image:
         raise ValueError(str(error).replace(f" {str(path)!r}", "")) from error
     if ids.ndim != 2:
         raise ValueError("these are no label ids, of one channel")
-    return Image.fromarray(train_ids()[ids] if kind == "one_hot" else ids.astype(np.uint8))
+    return Image.fromarray(np.where((ids >= 0) & (ids < IDS), ids, 0).astype(np.uint8))  # -1 is a licence plate

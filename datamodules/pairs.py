@@ -80,13 +80,18 @@ class PairedImages(ImageData):
         """Channels of the source images."""
         return self.channels_a if self.direction == "a_to_b" else self.channels_b
 
+    @property
+    def channels_beside(self) -> int:
+        """Channels that are stored beside both sides and that no model sees."""
+        return 0
+
     @abstractmethod
     def find_pairs(self) -> dict[str, list[Files]]:
         """The files of every pair, by split: ``train``, ``test`` and perhaps ``val``."""
 
     @abstractmethod
     def read_pair(self, files: Files, size: int) -> np.ndarray:
-        """Both sides, a above b, levels ``(channels, size, size)``; ValueError says why one cannot be read."""
+        """Both sides and what is beside them, levels ``(channels, size, size)``; ValueError says why there are none."""
 
     # ---- files
 
@@ -104,9 +109,9 @@ class PairedImages(ImageData):
         return self._found
 
     def _open(self, split: str) -> tuple[Tensor, Tensor]:
-        """Pairs, uint8 ``(N, a + b, size, size)``, mapped, and the numbers of those that make the split."""
+        """Pairs, uint8 ``(N, channels, size, size)``, mapped, and the numbers of those that make the split."""
         size = self.load_size if split == "train" else self.image_size
-        shape = (self.channels_a + self.channels_b, size, size)
+        shape = (self.channels_a + self.channels_b + self.channels_beside, size, size)
         recipe, found = f"{type(self).__name__}, {self.describe_pair()}, {split}", self._folders()
         files, rows = found.get(split, []), None
         if split != "test" and "val" not in found:
@@ -151,7 +156,7 @@ class PairedImages(ImageData):
 
     def _sides(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Target and source, as stored."""
-        a, b = pairs[:, : self.channels_a], pairs[:, self.channels_a :]
+        a, b, _ = pairs.split([self.channels_a, self.channels_b, self.channels_beside], 1)
         return (b, a) if self.direction == "a_to_b" else (a, b)
 
     # ---- loaders

@@ -13,12 +13,15 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets import Cityscapes
 
-NAMES = ("sky", "road", "sidewalk", "building", "vegetation", "car", "pole")
+NAMES = ("sky", "road", "sidewalk", "building", "vegetation", "car", "pole", "polegroup")
 LABELS = {c.name: c for c in Cityscapes.classes if c.name in NAMES}
 
 
 def street(size: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A scene: the photo, uint8 ``(size, size, 3)``, and the label id of every pixel, uint8 ``(size, size)``."""
+    """A scene: the photo, uint8 ``(size, size, 3)``, and the label id of every pixel, uint8 ``(size, size)``.
+
+    As in Cityscapes, a licence plate (id -1) is labelled as what it hangs on.
+    """
     y, x = np.mgrid[0:size, 0:size] / size
     photo, ids = np.zeros((size, size, 3)), np.zeros((size, size), np.uint8)
     horizon, vanishing = draw.uniform(0.4, 0.5), draw.uniform(0.35, 0.65)
@@ -55,6 +58,10 @@ def street(size: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray
     for _ in range(draw.integers(0, 3)):  # lamps
         centre = draw.uniform(0.02, 0.98)
         paint((np.abs(x - centre) < 0.006) & (y > horizon - 0.3) & (y < horizon + 0.1), "pole", [95.0, 95.0, 98.0])
+    if draw.random() < 0.7:  # poles that stand together, whose group has the colour of one
+        centre = draw.uniform(0.05, 0.95)
+        beside = (np.abs(x - centre) < 0.04) & ((x - centre) % 0.02 < 0.01)
+        paint(beside & (y > horizon - 0.2) & (y < horizon + 0.08), "polegroup", [105.0, 105.0, 108.0])
     for at in sorted(draw.uniform(0.15, 0.75, draw.integers(0, 4))):  # cars, the far ones first
         bottom, width = horizon + at * (1 - horizon), 0.08 + 0.32 * at
         centre = vanishing + draw.choice([-0.4, 0.4]) * at + draw.normal(0, 0.02)
@@ -66,6 +73,7 @@ def street(size: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray
         paint(body | cabin, "car", lacquer)
         paint(cabin & (np.abs(u) < 0.3 - 0.25 * (v - 0.34)) & (v > 0.37) & (v < 0.54), "car", [45.0, 55.0, 65.0])
         paint(wheels, "car", [22.0, 22.0, 24.0])
+        paint((np.abs(u) < 0.1) & (v > 0.12) & (v < 0.18), "car", [225.0, 225.0, 215.0])  # its licence plate
     photo = photo * daylight + draw.normal(0, 3, photo.shape)
     return np.clip(photo, 0, 255).round().astype(np.uint8), ids
 

@@ -30,12 +30,15 @@ def confusion(truth: Tensor, found: Tensor, classes: int) -> Tensor:
 
 
 def label_scores(confusion: Tensor) -> dict[str, float]:
-    """``pixel_accuracy``, and means over the classes that occur: ``class_accuracy``, ``class_iou``; of (K, K)."""
+    """``pixel_accuracy``, and means over classes: ``class_accuracy``, ``class_iou``; of (K, K).
+
+    The accuracy is over the classes that occur, the IoU also over those that only were found, as in the official script
+    of Cityscapes: of these it is 0.
+    """
     right, there, found = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    occurs = there > 0
     union = there + found - right
     return {
         "pixel_accuracy": float(right.sum() / confusion.sum()),
-        "class_accuracy": float((right / there)[occurs].mean()),
-        "class_iou": float((right / union)[occurs].mean()),
+        "class_accuracy": float((right / there)[there > 0].mean()),
+        "class_iou": float((right / union)[union > 0].mean()),
     }

@@ -9,7 +9,13 @@ from torch.testing import assert_close
 
 from datamodules import Sprites
 from datamodules.sprites import FACTORS
-from lit_generative.disentanglement import factor_vae_score, kl_decomposition, mutual_information_gap
+from lit_generative.disentanglement import (
+    factor_vae_score,
+    kl_decomposition,
+    mutual_information_gap,
+    pairwise_information,
+    total_correlation_bound,
+)
 
 
 def posteriors(n, rho=0.0, spread=1.0, sigma=0.5):
@@ -33,8 +39,8 @@ def exact(rho, spread, sigma):
 @pytest.mark.parametrize("rho, spread, sigma", [(0.0, 1.0, 0.5), (0.9, 1.0, 0.5), (0.5, 2.0, 1.0), (0.0, 0.0, 1.0)])
 def test_each_part_is_right_on_gaussians(rho, spread, sigma):
     torch.manual_seed(0)
-    q = posteriors(4000, rho, spread, sigma)
-    parts = kl_decomposition(q, q.sample(), 4000)
+    q = posteriors(2000, rho, spread, sigma)
+    parts = kl_decomposition(q, q.sample(), 2000)
     for name, value in exact(rho, spread, sigma).items():
         assert_close(float(parts[name]), value, atol=0.05, rtol=0)
 
@@ -47,21 +53,30 @@ def test_the_parts_sum_to_the_kl():
         assert_close(torch.stack(list(kl_decomposition(q, q.sample(), count).values())).sum(), kl.double())
 
 
-def test_some_of_the_images_estimate_what_all_of_them_have():
-    """With weights 1 / count of the own posterior, and not 1 / M of all."""
-    torch.manual_seed(0)
-    q = posteriors(4000, 0.8, 1.0, 0.6)
-    whole = kl_decomposition(q, q.sample(), 4000)
-    parts = [Normal(q.loc[i::10], q.scale[i::10]) for i in range(10)]
-    some = [kl_decomposition(part, part.sample(), 4000) for part in parts]
-    for name, value in whole.items():
-        assert_close(torch.stack([part[name] for part in some]).mean(), value, atol=0.05, rtol=0)
+def test_the_own_posterior_weighs_one_in_count_and_the_others_the_rest():
+    """Two equal posteriors and two lone ones, of 30 images: every density of the mixture is one weight times a peak."""
+    mu = torch.tensor([[0, 0], [0, 0], [0, 1000], [1000, 2000]], dtype=torch.float64)
+    q = Normal(mu, torch.ones_like(mu))
+    z = mu + 1  # where the log density of a Gaussian is its mean, minus the entropy
+    parts = kl_decomposition(q, z, 30)
+    own, two, three = 1 / 30, 1 / 30 + 29 / 30 / 3, 1 / 30 + 2 * 29 / 30 / 3  # of 1, 2 and 3 posteriors at that peak
+    joint = 2 * math.log(two) + 2 * math.log(own)
+    margins = 3 * math.log(three) + math.log(own) + 2 * math.log(two) + 2 * math.log(own)
+    assert_close(float(parts["mutual_information"]), -joint / 4)
+    assert_close(float(parts["total_correlation"]), (joint - margins) / 4)
 
 
 def test_mutual_information_of_posteriors_far_apart_is_that_of_their_numbers():
     mu = 1000.0 * torch.arange(50, dtype=torch.float64)[:, None]
     q = Normal(mu, torch.ones_like(mu))
     assert_close(float(kl_decomposition(q, q.sample(), 50)["mutual_information"]), math.log(50), atol=0.2, rtol=0)
+
+
+def test_mutual_information_may_exceed_that_of_the_posteriors_at_hand():
+    """As many as log(count), where naive weights would give log(M)."""
+    mu = 1000.0 * torch.arange(50, dtype=torch.float64)[:, None]
+    q = Normal(mu, torch.ones_like(mu))
+    assert_close(float(kl_decomposition(q, mu + 1, 5000)["mutual_information"]), math.log(5000))
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -72,6 +87,42 @@ def test_chunks_change_nothing(monkeypatch):
     assert_close(kl_decomposition(q, z, 100), whole)
     with pytest.raises(ValueError, match="at least 2 posteriors and no more than images; got 64 of 63"):
         kl_decomposition(q, z, 63)
+
+
+@pytest.mark.parametrize("n", [500, 20_000])
+def test_independent_draws_have_no_total_correlation(n):
+    torch.manual_seed(0)
+    assert abs(float(total_correlation_bound(torch.randn(n, 8).exp()))) < 30 / n
+
+
+def test_a_tree_of_gaussians_is_bounded_by_its_total_correlation():
+    """A chain z_1 - z_2 - z_3 and a dimension of its own: the total correlation is the sum over the chain's links."""
+    torch.manual_seed(0)
+    z, rho = torch.randn(100_000, 4, dtype=torch.float64), 0.9
+    for i in (1, 2):
+        z[:, i] = rho * z[:, i - 1] + math.sqrt(1 - rho**2) * z[:, i]
+    exact = -math.log(1 - rho**2)  # of two links
+    order = torch.tensor([1, 3, 2, 0])
+    assert exact - 0.1 < float(total_correlation_bound(z[:, order], bins=32)) < exact
+    coarse, fine = (float(total_correlation_bound(z, bins)) for bins in (8, 32))
+    assert 0.75 * exact < coarse < fine
+    assert_close(float(total_correlation_bound(z[:, order].sinh(), bins=32)), fine, atol=0.01, rtol=0)  # of ranks only
+
+
+def test_pairs_without_correlation_are_seen():
+    """A ring: what two latents of an angle are."""
+    torch.manual_seed(0)
+    angle = 2 * math.pi * torch.rand(20_000)
+    ring = torch.stack([angle.cos(), angle.sin()], 1) + 0.05 * torch.randn(20_000, 2)
+    assert abs(torch.corrcoef(ring.T)[0, 1]) < 0.02 and float(total_correlation_bound(ring)) > 0.5
+
+
+def test_the_information_of_a_table_of_numbers():
+    """Two bins each: (0, 0) in 3 of 8, (0, 1) in 1, (1, 0) in 1, (1, 1) in 3."""
+    a, b = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7.0]), torch.tensor([0, 1, 2, 4, 3, 5, 6, 7.0])
+    expected = 6 / 8 * math.log(3 / 8 / (1 / 4)) + 2 / 8 * math.log(1 / 8 / (1 / 4))
+    found = pairwise_information(torch.stack([a, b], 1), 2)
+    assert_close(found, torch.tensor([[math.log(2), expected], [expected, math.log(2)]], dtype=torch.float64))
 
 
 @pytest.fixture(scope="module")

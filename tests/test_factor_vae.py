@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.distributions import Normal
 from torch.testing import assert_close
 
 from datamodules import FashionMNIST
@@ -92,13 +93,13 @@ def test_each_network_moves_by_its_own_loss_alone():
     assert all(p.grad is not None for p in game.discriminator.parameters())
 
 
-def test_the_halves_of_a_batch_are_different_images():
+def test_the_whole_batch_is_compared_with_itself_permuted():
     game, seen = model(), []
-    game.discriminator = nn.Sequential(nn.Linear(2, 1))
     game.log_ratio = lambda z: seen.append(z) or z[:, 0]
     z = torch.arange(14.0).view(7, 2)
     game.discriminator_loss((z, z), torch.stack([z, z, z]))
-    assert torch.equal(seen[0], z[:4]) and torch.equal(seen[1].sort(0).values, z[4:])
+    ((joint, product),) = (part.chunk(2) for part in seen)
+    assert torch.equal(joint, z) and torch.equal(product.sort(0).values, z) and not torch.equal(product, z)
 
 
 def test_it_trains_keeps_the_bound_and_reports_both(data_dir, tmp_path):
@@ -113,15 +114,38 @@ def test_it_trains_keeps_the_bound_and_reports_both(data_dir, tmp_path):
     assert trainer.global_step == game.discriminator_steps == game.generator_steps == 3
     assert {"train/loss", "train/tc", "train/loss_discriminator", "val/elbo", "val/kl"} <= set(metrics)
     assert_close(metrics["val/loss"], -metrics["val/elbo"])
+    assert 0 <= metrics["val/discriminator_accuracy"] <= 1 and abs(metrics["val/tc"]) < 1
     assert all(optimizer.param_groups[0]["lr"] < 1e-9 for optimizer in trainer.optimizers)  # both have decayed
+
+
+def test_validation_and_test_say_what_the_discriminator_sees(data_dir, tmp_path):
+    """With the best discriminator ``tc`` is the total correlation of q(z), its accuracy that of the best guess."""
+    vae, z = model(), correlated(100_000)
+    vae.discriminator = Ratio(0.8)
+    vae.q = lambda x: Normal(x.flatten(1), 1e-6)  # draws are the means
+    vae.p = lambda z: type("P", (), {"log_prob": staticmethod(lambda x: torch.zeros(len(x)))})()
+    for part in z.split(999):
+        vae.evaluate(part.view(-1, 1, 1, 2))
+    logged = {}
+    vae.log_dict = lambda values, **_: logged.update(values)
+    vae._log_judged("val")
+    assert_close(logged["val/tc"], torch.tensor(-0.5 * math.log(1 - 0.8**2)), atol=0.01, rtol=0)
+    # 1/2 + half the total variation between q(z) and the product of its margins, over a grid
+    grid = torch.cartesian_prod(*[torch.linspace(-6, 6, 601)] * 2)
+    ratio, product = Ratio(0.8)(grid).squeeze(1).double().exp(), Normal(0.0, 1.0).log_prob(grid).sum(1).double().exp()
+    best = 0.5 + 0.25 * float(((ratio - 1).abs() * product).sum()) * 0.02**2
+    assert_close(float(logged["val/discriminator_accuracy"]), best, atol=0.005, rtol=0)
+    vae.evaluate(torch.zeros(4, 1, 1, 2))  # of the next validation: the sums began anew
+    vae._log_judged("test")
+    assert_close(logged["test/tc"], -torch.tensor(1 - 0.8**2).log() / 2)
 
 
 def test_wrong_arguments_are_refused(data_dir):
     with pytest.raises(ValueError, match="gamma starts at 0"):
         model(gamma=-1.0)
-    data = FashionMNIST(data_dir=str(data_dir), batch_size=3, val_size=16)
+    data = FashionMNIST(data_dir=str(data_dir), batch_size=1, val_size=16)
     trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
-    with pytest.raises(ValueError, match="batch_size to 4 or more"):
+    with pytest.raises(ValueError, match="batch_size to 2 or more"):
         trainer.fit(FactorVAE(hidden=(8,)), datamodule=data)
 
 

@@ -1,5 +1,7 @@
 """Callbacks that look at latent spaces, each on its protocol alone."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from callbacks import (
     LatentTraversal,
     PosteriorStatistics,
     ReconstructionFID,
+    ReconstructionGrid,
 )
 from datamodules import FashionMNIST, Sprites
 from lit_generative.metrics import Gaussian, frechet_distance
@@ -61,19 +64,41 @@ def test_a_traversal_moves_one_dimension_over_what_occurs(data, tmp_path):
             assert (corners - (255 * expected).round()).abs().max() <= 1
 
 
-def test_an_attribute_is_the_difference_of_two_classes_means(data, tmp_path):
-    model = Latents()
-    callback = AttributeDirection(classes=(2, 7), steps=(0, 1), n=2, num_images=50)
+@pytest.mark.parametrize("batch_size", [1, 16, 40])
+def test_an_attribute_is_added_to_images_of_the_first_class(batch_size, data_dir, tmp_path):
+    """The difference of two classes' means over training images, whatever the batches have of the first class."""
+    data, model = FashionMNIST(data_dir=str(data_dir), batch_size=batch_size), Latents()
+    callback = AttributeDirection(classes=(2, 7), steps=(0, 1), n=3, num_images=50)
     trainer(tmp_path, callbacks=[callback]).test(model, datamodule=data)
     drawn = torch.from_numpy(pictures(tmp_path)["attribute_test"])[..., 0].float()
     images, labels = data.stored("train")
-    means = [model.encode(images[labels == label].float() / 255).mean(0) for label in (2, 7)]
-    x, c = next(iter(data.test_dataloader()))
-    z = model.encode(x[c == 2][:1].float() / 255)[0]
+    means = [model.encode(images[labels == label][:50].float() / 255).mean(0) for label in (2, 7)]
+    x, c = data.stored("test")
+    z = model.encode(x[c == 2][:3].float() / 255)
+    assert len(z) == 3 and drawn.shape == (3 * 30 + 2, 2 * 30 + 2)
     for column, expected in enumerate((z, z + means[1] - means[0])):
-        tile = drawn[2:30, 2 + 30 * column : 30 + 30 * column]
-        corners = tile[[0, 0, 27, 27], [0, 27, 0, 27]]
+        tiles = drawn[2:, 2 + 30 * column : 30 + 30 * column].unfold(0, 28, 30)  # (3, 28, 28), columns first
+        corners = tiles[:, [0, 27, 0, 27], [0, 0, 27, 27]]
         assert (corners - (255 * expected.clamp(0, 1)).round()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("batch_size", [7, 40])
+def test_fewer_images_than_asked_for_are_shown_and_said(batch_size, data_dir, tmp_path, caplog):
+    data = FashionMNIST(data_dir=str(data_dir), batch_size=batch_size)
+    there = int((data.stored("test")[1] == 2).sum())
+    callbacks = [AttributeDirection(classes=(2, 7), n=30), ReconstructionGrid(n=50, columns=10)]
+
+    class Both(Latents):
+        def reconstruct(self, x, c=None):
+            return x
+
+    with caplog.at_level("INFO"):
+        trainer(tmp_path, callbacks=callbacks).test(Both(), datamodule=data)
+    drawn = pictures(tmp_path)
+    assert 0 < there < 30 and drawn["attribute_test"].shape[0] == there * 30 + 2
+    assert drawn["reconstructions_test"].shape[:2] == (2 * 4 * 30 + 2, 10 * 30 + 2)  # all 40, in four rows
+    assert f"AttributeDirection was to show 30 images of class 2, and there were {there}" in caplog.text
+    assert "ReconstructionGrid was to show 50 images, and there were 40" in caplog.text
 
 
 def test_an_attribute_needs_both_classes(data, tmp_path):
@@ -112,6 +137,7 @@ def test_posterior_statistics_have_the_kl_in_parts_and_a_chart(data, tmp_path):
     kl = torch.distributions.kl_divergence(q, Normal(0.0, 1.0)).sum(1).mean()
     names = ("mutual_information", "total_correlation", "dimension_wise_kl")
     assert_close(sum(run.logged_metrics[f"test/{name}"] for name in names), kl)
+    assert 0 < run.logged_metrics["test/total_correlation_bound"] < 4 * math.log(8)  # quarters of clothes are alike
     run.fit(model, datamodule=data)
     assert run.logged_metrics["val/active_units"] == 4  # the fifth mean never moves
     assert {"posterior_test", "posterior_epoch0000_step0000004"} <= set(pictures(tmp_path))
@@ -128,24 +154,36 @@ def test_the_numbers_do_not_depend_on_the_batches(data_dir, tmp_path):
 
 
 def test_disentanglement_is_scored_where_factors_are_known(tmp_path):
-    class Perfect(Stub):
-        """Codes are the factors themselves; a sixth dimension is the prior."""
+    """And not by the means of dimensions that say nothing, nor by means where draws are asked for."""
 
-        def __init__(self, sprites):
+    class Perfect(Stub):
+        """Codes are nearly the factors, with deviations; a first dimension is nearly the prior.
+
+        Its mean moves for one image in a thousand only: if it may be named, it is named for every factor.
+        """
+
+        def __init__(self, sprites, variance):
             super().__init__()
+            self.variance = variance
             self.known = {image.numpy().tobytes(): i for i, image in enumerate(sprites.stored("test")[0])}
             self.factors = sprites.factors.float()
 
         def q(self, x):
             rows = [self.known[(255 * image).to(torch.uint8).cpu().numpy().tobytes()] for image in x]
-            mu = torch.cat([self.factors[rows], torch.zeros(len(x), 1)], 1)
-            return Normal(mu, torch.tensor([1e-3] * 5 + [1.0]).expand(len(x), 6))
+            rows = torch.tensor(rows)
+            rare, jitter = (rows % 1000 == 0).float(), 0.01 * torch.sin(rows.float())
+            variance = torch.tensor([0.96] + [self.variance] * 5)
+            mu = torch.cat([rare[:, None], self.factors[rows] + jitter[:, None]], 1)
+            return Normal(mu, variance.sqrt().expand(len(x), 6))
 
     sprites = Sprites(batch_size=200)
     run = trainer(tmp_path, callbacks=[Disentanglement(votes=100, images=20)])
-    run.test(Perfect(sprites), datamodule=sprites, verbose=False)
-    assert run.logged_metrics["test/mig"] > 0.8  # some images are the same under several orientations
-    assert run.logged_metrics["test/factor_vae_score"] > 0.7
+    (sharp,) = run.test(Perfect(sprites, 1e-6), datamodule=sprites, verbose=False)
+    assert sharp["test/mig"] > 0.8  # some images are the same under several orientations
+    assert sharp["test/factor_vae_score"] > 0.7
+    (wide,) = run.test(Perfect(sprites, 0.94), datamodule=sprites, verbose=False)
+    assert wide["test/factor_vae_score"] == sharp["test/factor_vae_score"]  # of means
+    assert 0.1 < wide["test/mig"] < 0.6  # of draws: two shapes are as far apart as a deviation
 
 
 def test_disentanglement_needs_factors(data, tmp_path):

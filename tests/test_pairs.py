@@ -56,7 +56,8 @@ def test_both_layouts_both_ways(layout, direction, streets, small):
     assert x.shape == c.shape == (4, 3, SIZE, SIZE) and data.source_channels == 3
     labels, photo = (x, c) if direction == "photo_to_labels" else (c, x)
     assert data.label_side == ("target" if labels is x else "source")
-    classes = data.classes_of(labels)
+    classes = data.truth("test", torch.arange(4))
+    assert torch.equal(data.classes_of(labels)[classes < 19], classes[classes < 19])
     road = next(c.train_id for c in CLASSES if c.name == "road")
     assert (classes[:, -1, SIZE // 2] == road).all()  # what is before the car
     sky = next(c.train_id for c in CLASSES if c.name == "sky")
@@ -71,14 +72,47 @@ def test_the_two_layouts_hold_the_same_scenes(streets, small):
 
 
 def test_ids_colours_and_one_hot_say_the_same(streets, small):
+    """And the truth is that of the ids, where the colour of a polegroup is that of a pole."""
     root = str(streets / "archives")
-    found = {labels: first(Cityscapes(root, labels=labels, **small))[1] for labels in ("color", "ids", "one_hot")}
+    data = {labels: Cityscapes(root, labels=labels, **small) for labels in ("color", "ids", "one_hot")}
+    found = {labels: first(own)[1] for labels, own in data.items()}
     assert [found[name].shape[1] for name in found] == [3, 1, 19]
-    classes = [Cityscapes(root, labels=name, **small).classes_of(c) for name, c in found.items()]
-    assert torch.equal(classes[0], classes[1]) and torch.equal(classes[1], classes[2])
+    truth = [own.truth("test", torch.arange(4)) for own in data.values()]
+    assert torch.equal(truth[0], truth[1]) and torch.equal(truth[1], truth[2])
+    ids = (found["ids"][:, 0] * 33).round()
+    poles, groups = (ids == LABELS[name].id for name in ("pole", "polegroup"))
+    assert groups.sum() > 9 and (truth[0][groups] == 255).all() and (truth[0][poles] == LABELS["pole"].train_id).all()
+    same = found["color"].movedim(1, -1)
+    assert (same[groups] == same[poles][0]).all() and not found["one_hot"].movedim(1, -1)[groups].any()
+    one_hot = found["one_hot"]
+    assert torch.equal(torch.where(one_hot.any(1), one_hot.argmax(1), 255), truth[0])
     ids = (found["ids"] * 33).round().unique().int().tolist()
     assert set(ids) <= {label.id for label in LABELS.values()}  # never between two of them
     assert set(found["one_hot"].unique().tolist()) == {0.0, 1.0} and (found["one_hot"].sum(1) <= 1).all()
+
+
+@pytest.mark.parametrize("labels", ["color", "ids", "one_hot"])
+def test_the_truth_of_validation_is_that_of_its_pairs(labels, streets, small):
+    data = Cityscapes(str(streets / "archives"), labels=labels, **small | {"image_size": 64, "load_size": 64})
+    x, _ = first(data, "val")
+    road = data.truth("val", torch.arange(2)) == LABELS["road"].train_id
+    assert 100 < road.sum() < road.numel() / 2
+    assert x.movedim(1, -1)[road].std(1).max() < 0.15  # roads are grey
+    other = data.truth("val", torch.tensor([1]))
+    assert torch.equal(other[0] == LABELS["road"].train_id, road[1]) and not torch.equal(road[0], road[1])
+
+
+def test_a_licence_plate_that_is_labelled_counts_as_nothing(streets, small, tmp_path):
+    """Its id is -1, which no 8 bits hold."""
+    shutil.copytree(streets / "archives", tmp_path / "archives")
+    for path in (tmp_path / "archives" / "gtFine").rglob("*_labelIds.png"):
+        ids = np.array(Image.open(path))
+        ids[:32] = 255
+        save(path, ids)
+    for labels in ("color", "ids", "one_hot"):
+        data = Cityscapes(str(tmp_path / "archives"), labels=labels, **small)
+        _, c = first(data)
+        assert (data.truth("test", torch.arange(4))[:, :16] == 255).all() and c.min() >= 0 and c.max() <= 1
 
 
 def test_labels_are_never_mixed_by_scaling(streets, small):
@@ -295,6 +329,7 @@ def test_streets_have_every_label_and_colours_that_say_which():
     photo, ids = scenes[0]
     assert photo.shape == (64, 64, 3) and photo.std() > 20
     assert (coloured(ids)[ids == LABELS["road"].id] == LABELS["road"].color).all()
+    assert len({LABELS[name].color for name in ("pole", "polegroup")}) == 1
     again = street(64, np.random.default_rng(0))
     assert (again[0] == photo).all() and (again[1] == ids).all()
 

@@ -98,6 +98,30 @@ def test_noise_changes_translations_and_the_seed_fixes_it():
     assert not torch.equal(still.generator(c), still.generator(c))
 
 
+def test_in_training_batch_norm_is_over_all_images_as_the_authors():
+    """Of a batch of three: both networks, their gradients and the statistics that are kept."""
+    torch.manual_seed(0)
+    theirs = AuthorsGenerator(3, 4, dropout=0.0), authors_discriminator(4)
+    model, (x, c) = Pix2Pix(**TINY | {"image_shape": (3, 32, 32), "patch": 70}, dropout=0.0).train(), pair(3, 32)
+    for network in theirs:
+        for p in network.parameters():
+            nn.init.normal_(p, 0, 0.3)
+    state = theirs[0].state_dict(), {f"model.{name}": v for name, v in theirs[1].state_dict().items()}
+    model.load_state_dict({name: v.clone() for s in state for name, v in model.translated(s).items()})
+    expected, fake = theirs[0](c * 2 - 1), model.generate((x, c))
+    assert_close(fake, expected, atol=1e-4, rtol=1e-4)
+    assert_close(model.judge(c, fake), theirs[1](torch.cat([c * 2 - 1, expected], 1)), atol=1e-3, rtol=1e-3)
+    state = theirs[0].state_dict(), {f"model.{name}": v for name, v in theirs[1].state_dict().items()}
+    kept = {name: v for s in state for name, v in model.translated(s).items()}
+    assert sum(name.endswith("running_mean") for name in kept) == 3 + 3 and kept.keys() == model.state_dict().keys()
+    assert_close(model.state_dict(), model.state_dict() | kept, atol=1e-4, rtol=1e-4)
+    for network in (theirs[0], model.generator):
+        network.zero_grad()
+    expected.square().sum().backward()
+    fake.square().sum().backward()
+    assert_close(model.generator.downs[0].weight.grad, theirs[0].model.model[0].weight.grad, atol=1e-3, rtol=1e-3)
+
+
 def test_a_translation_does_not_depend_on_its_batch_and_equals_a_batch_of_one():
     model, (_, c) = Pix2Pix(**TINY, dropout=0.0), pair(4)
     with torch.no_grad():

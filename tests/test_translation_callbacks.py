@@ -115,9 +115,7 @@ def test_a_network_judges_translations_of_labels_and_the_real_photos(data, tmp_p
     cities = data()
     fit = trainer(tmp_path, callbacks=[TranslationScores(Judge())])
     (metrics,) = fit.test(Black(), datamodule=cities, verbose=False)
-    classes = torch.cat(
-        [cities.classes_of(cities.on_after_batch_transfer(batch, 0)[1]) for batch in cities.test_dataloader()]
-    )
+    classes = cities.truth("test", torch.arange(5))
     counted = classes < 19
     assert metrics["test/pixel_accuracy"] == pytest.approx(float((classes == 0).sum() / counted.sum()))
     assert metrics["test/class_accuracy"] == pytest.approx(1 / len(classes[counted].unique()))
@@ -126,15 +124,43 @@ def test_a_network_judges_translations_of_labels_and_the_real_photos(data, tmp_p
         fit.test(Black(), datamodule=data(direction="photo_to_labels"))
 
 
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_polegroups_do_not_count_as_poles(batch_size, data, tmp_path):
+    """They have the colour of poles: a picture of nothing but poles is right where the ids say so, and nowhere else."""
+
+    class Poles(Stub):
+        def translate(self, c):
+            return torch.full_like(c, 153 / 255)
+
+    options = {"batch_size": batch_size, "image_size": 32}
+    cities = data(direction="photo_to_labels", **options)
+    fit = trainer(tmp_path, callbacks=[TranslationScores()], limit_train_batches=1, max_epochs=1)
+    (metrics,) = fit.test(Poles(), datamodule=cities, verbose=False)
+    x = torch.cat([cities.on_after_batch_transfer(batch, 0)[0] for batch in cities.test_dataloader()])
+    ids = data(labels="ids", **options)
+    ids.setup()
+    levels = torch.cat([ids.on_after_batch_transfer(batch, 0)[1] for batch in ids.test_dataloader()])
+    pole, group, void = ((levels * 33).round() == label for label in (17, 18, 0))
+    assert group.sum() > 5 and (x.movedim(1, -1)[group[:, 0]] == 153 / 255).all()
+    share = float(pole.sum() / (~group & ~void).sum())
+    assert metrics["test/pixel_accuracy"] == pytest.approx(share)
+    fit.fit(Poles(), datamodule=cities)
+    truth = cities.truth("val", torch.arange(4))
+    share = float((truth == 5).sum() / (truth < 19).sum())
+    assert float(fit.logged_metrics["val/pixel_accuracy"]) == pytest.approx(share)
+
+
 def test_label_scores_on_numbers():
+    """Class 3 is found and not there: an IoU of 0, as in Cityscapes' own script; class 4 is neither and is left out."""
     truth = torch.tensor([[[0, 0], [1, 255]], [[0, 2], [2, 2]]])
-    found = torch.tensor([[[0, 1], [1, 0]], [[0, 2], [0, 2]]])
-    table = confusion(truth, found, 4)
-    assert table.shape == (2, 4, 4) and table.sum() == 7  # one pixel does not count
+    found = torch.tensor([[[0, 1], [1, 4]], [[0, 2], [0, 3]]])
+    table = confusion(truth, found, 5)
+    assert table.shape == (2, 5, 5) and table.sum() == 7  # one pixel does not count, whatever is found there
     scores = label_scores(table.sum(0))
-    assert scores["pixel_accuracy"] == pytest.approx(5 / 7)
-    assert scores["class_accuracy"] == pytest.approx((2 / 3 + 1 + 2 / 3) / 3)
-    assert scores["class_iou"] == pytest.approx((2 / 4 + 1 / 2 + 2 / 3) / 3)
+    assert scores["pixel_accuracy"] == pytest.approx(4 / 7)
+    assert scores["class_accuracy"] == pytest.approx((2 / 3 + 1 + 1 / 3) / 3)
+    assert scores["class_iou"] == pytest.approx((2 / 4 + 1 / 2 + 1 / 3 + 0) / 4)
+    assert table[0].tolist()[0][:2] == [1, 1] and table[1].tolist()[2] == [1, 0, 1, 1, 0]  # rows are the truth
     palette = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 1]])
     pixels = torch.tensor([[0.2, 0.1, 0], [0.9, 0.3, 0.2], [0.8, 0.9, 0.6]]).T.view(1, 3, 1, 3)
     assert nearest_colour(pixels, palette).flatten().tolist() == [0, 1, 2]
