@@ -1,7 +1,6 @@
 """What all data sets of images share: options, splits and loaders.
 
-A data set is one small file beside this one: a subclass that says where its files lie, how to read them
-and how to fetch them.
+A data set is one small file beside this one: a subclass that says where its files lie, how to read and to fetch them.
 """
 
 import os
@@ -26,9 +25,8 @@ Split = Literal["train", "test"]
 class ImageData(LightningDataModule):
     """Images in memory, as batches ``(x, c)``.
 
-    x is float32 ``(B, C, H, W)`` in [0, 1], exactly k/255; c is int64 ``(B,)`` in 0..num_classes-1.
-    The loaders themselves yield uint8 levels: `on_after_batch_transfer`, which Lightning calls on the
-    device, makes the floats. Validation images are split from the training images by ``seed``.
+    x is float32 ``(B, C, H, W)`` in [0, 1], exactly k/255; c is int64 ``(B,)`` in 0..num_classes-1. Loaders yield uint8
+    levels: `on_after_batch_transfer` makes the floats, on the device. ``seed`` splits validation from training images.
 
     Args:
         data_dir: folder in torchvision's layout; default $LIT_GENERATIVE_DATA, else ``data``.
@@ -36,9 +34,8 @@ class ImageData(LightningDataModule):
         val_size: images held out for validation; default one in `val_share` of the training images.
         image_size: height and width to bring the images to; default as they are.
         resize: how: "pad" with zeros around, or "resize" bilinearly with antialiasing.
-        binarize: "dynamic" draws each training pixel anew every epoch as Bernoulli(k/255), "static" once
-            (our own draw, not the file that Larochelle published). With either, validation and test
-            images are drawn once, by fixed seeds.
+        binarize: "dynamic" draws each training pixel anew every epoch as Bernoulli(k/255), "static" once (our own, not
+            the file that Larochelle published). Validation and test images are then drawn once, by fixed seeds.
         random_flip: mirror training images with probability 1/2.
         mutation: share of training pixels that are replaced by uniform levels, drawn anew every time: what a
             background model for likelihood ratios is trained on (Ren et al., 2019).
@@ -134,9 +131,8 @@ class ImageData(LightningDataModule):
     def _remedy(self) -> str:
         lacking = f". There is no bundled subset of {self.name}" if self.bundled and not self.bundle else ""
         return (
-            f"Put {', '.join(self._names())} (gzipped or not) into {self.folders()[0]}, or name another "
-            "folder in torchvision's layout as data_dir or in $LIT_GENERATIVE_DATA, or use download=True "
-            f"with a network{lacking}"
+            f"Put {', '.join(self._names())} (gzipped or not) into {self.folders()[0]}, or name another folder in "
+            f"torchvision's layout as data_dir or in $LIT_GENERATIVE_DATA, or use download=True with a network{lacking}"
         )
 
     def _locate(self, split: Split) -> list[Path]:
@@ -243,6 +239,10 @@ class ImageData(LightningDataModule):
             binarize=training and self.binarize == "dynamic",
             rows=self._rows.get(name),
         )
+
+    def sizes(self) -> dict[str, int]:
+        """Images in every split ("train", "val", "test") that is set up."""
+        return {name: len(self._rows.get(name, images)) for name, (images, _) in self._sets.items()}
 
     def _ranks(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
