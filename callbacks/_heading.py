@@ -53,9 +53,9 @@ def _describe_data(data: Any, splits: tuple[str, ...]) -> str:
 
 
 def _describe_length(trainer: Trainer, data: Any) -> str:
-    limits = [f"{trainer.max_epochs:,} epochs"] if (trainer.max_epochs or -1) != -1 else []
-    limits += [f"{trainer.max_steps:,} steps"] if trainer.max_steps != -1 else []
-    text = " or ".join(limits) or "until it is stopped"
+    limits = {"epoch": trainer.max_epochs or -1, "step": trainer.max_steps}
+    known = [f"{limit:,} {name}{'s' * (limit > 1)}" for name, limit in limits.items() if limit != -1]
+    text = " or ".join(known) or "until it is stopped"
     images = getattr(data, "batch_size", None)
     if images is not None:
         text += f", batches of {images:,}" + (f" x {trainer.world_size} processes" if trainer.world_size > 1 else "")

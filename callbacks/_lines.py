@@ -4,7 +4,7 @@ import math
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from lightning.pytorch import Trainer
 
@@ -13,12 +13,12 @@ INDENT = 17  # what stands in front of a fact in the head and the tail of a run:
 
 def fact(name: str, text: str) -> str:
     """``name`` and ``text`` in two columns."""
-    return wrapped(f"{name:<{INDENT}}{text}", INDENT)
+    return wrapped(f"{name:<{INDENT}}", text.split(" "), " ")
 
 
-def numbers(values: Mapping[str, float]) -> str:
-    """Names and values on one line, which a terminal breaks between them only."""
-    return "  ".join(f"{name}\xa0{number(value):>7}".replace(" ", "\xa0") for name, value in values.items())
+def numbers(values: Mapping[str, float]) -> list[str]:
+    """Each name with its value."""
+    return [f"{name} {number(value):>7}" for name, value in values.items()]
 
 
 def number(value: float) -> str:
@@ -40,10 +40,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def wrapped(line: str, indent: int) -> str:
-    """The line as it is, or, in a terminal that is narrower, broken at spaces."""
+def wrapped(start: str, parts: Iterable[str], gap: str) -> str:
+    """``start`` and parts on one line; in a terminal that is narrower on several, all parts below the first."""
+    line = start + gap.join(part.replace(" ", "\xa0") for part in parts)
     if sys.stdout.isatty():
-        width, hang = max(40, shutil.get_terminal_size().columns), " " * indent
+        width, hang = max(40, shutil.get_terminal_size().columns), " " * len(start)
         line = textwrap.fill(line, width, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False)
     return line.replace("\xa0", " ")
 

@@ -64,7 +64,8 @@ class Progress(ProgressBar):
             return
         latest = pl_module.latest_losses() if isinstance(pl_module, TrainLog) else trainer.progress_bar_metrics
         if latest is not self._losses[0]:  # reading the same again would wait for the device again
-            self._losses = latest, numbers({_short(name): float(value) for name, value in latest.items()})
+            names = sorted(latest, key=lambda name: name != "loss")
+            self._losses = latest, "  ".join(numbers({_short(name): float(latest[name]) for name in names}))
         limits = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
         left = min((limit for limit in limits if limit is not None), default=math.inf)
         speed = self._pace.words(trainer.global_step, _images(batch) * trainer.world_size, left)
@@ -105,7 +106,8 @@ class Progress(ProgressBar):
         fits = trainer.state.fn == TrainerFn.FITTING
         if not self._screen.is_due((trainer.global_step if fits else self._seen) / self._pace.total):
             return
-        words = f"{self._seen:,}/{self._batches:,}"
+        total = f"{self._batches:,}"
+        words = f"{self._seen:>{len(total)},}/{total}"
         if fits:
             self._screen.show(place(trainer), _share(trainer), f"validation {words}")
         else:

@@ -52,33 +52,32 @@ class Report(Callback):
         new = {name: float(value) for name, value in logged.items() if value is not self._seen.get(name)}
         self._seen = logged
         if trainer.state.fn == TrainerFn.VALIDATING:
-            _print_numbers(
-                f"validation of {type(pl_module).__name__}",
-                {name.removeprefix("val/"): value for name, value in new.items()},
-            )
+            values = {name.removeprefix("val/"): value for name, value in new.items()}
+            _print_numbers(f"validation of {type(pl_module).__name__}", values)
         elif new:
-            monitor = getattr(trainer.checkpoint_callback, "monitor", None)
+            monitor = getattr(trainer.checkpoint_callback, "monitor", None) or "val/loss"
             names = sorted(new, key=lambda name: name != monitor)  # that of the best checkpoint is the first
             # what only repeats it, as an ELBO does its negative, is in the curves
             names = [name for name in names if name == names[0] or abs(new[name]) != abs(new[names[0]])]
-            when = place(trainer) + ("" if trainer.is_last_batch else f", step {trainer.global_step:,}") + "   val  "
-            print(wrapped(when + numbers({name.removeprefix("val/"): new[name] for name in names}), len(when)))
+            when, within = place(trainer), not trainer.is_last_batch
+            when += f", step {trainer.global_step:,}   val  " if within and "epoch" in when else "   val  "
+            print(wrapped(when, numbers({name.removeprefix("val/"): new[name] for name in names}), "  "))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        spent = getattr(pl_module, "training_seconds", 0.0)
-        print("\n" + fact("trained", f"{trainer.global_step:,} steps" + (f" in {duration(spent)}" if spent else "")))
+        checkpoint: Any = trainer.checkpoint_callback
+        spent, best = getattr(pl_module, "training_seconds", 0.0), getattr(checkpoint, "best_model_score", None)
+        score = "" if best is None else f", best {checkpoint.monitor} {number(float(best))}"
+        print("\n" + fact("trained", f"{trainer.global_step:,} steps in {duration(spent)}{score}"))
         if folder is None:
             return
-        checkpoint: Any = trainer.checkpoint_callback
-        best: Any = None if checkpoint is None else checkpoint.best_model_score
-        if best is not None and Path(checkpoint.best_model_path).is_file():  # a full disk may have none
-            score = f"{checkpoint.monitor} {number(float(best))}"
-            if checkpoint.best_model_path in getattr(trainer.strategy.checkpoint_io, "lost", ()):
-                score = "an older one: the best could not be written"
-            print(f"{'best checkpoint':<{INDENT}}{_relative(checkpoint.best_model_path)}  ({score})")
+        kept = Path(getattr(checkpoint, "best_model_path", ""))
+        if best is not None and kept.is_file():  # a full disk may have none
+            older = str(kept) in getattr(trainer.strategy.checkpoint_io, "lost", ())
+            note = "  (an older one: the best could not be written)" * older
+            print(f"{'best checkpoint':<{INDENT}}{_relative(kept)}{note}")
         if (last := last_checkpoint(trainer)) is not None and last.is_file():
             print(f"{'last checkpoint':<{INDENT}}{_relative(last)}")
         _print_pictures(folder)
@@ -113,8 +112,8 @@ class Report(Callback):
             results = {"row": row, "protocol": protocol, "metrics": known}
             (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
             (folder / "results.md").write_text(text)
-            print(f"{'run folder':<{INDENT}}{folder}")
             _print_pictures(folder)
+            print(f"{'run folder':<{INDENT}}{folder}")
 
 
 def _row(model: LightningModule, data: Any, metrics: dict[str, float]) -> dict[str, str]:
@@ -159,9 +158,10 @@ def _print_pictures(folder: Path) -> None:
     """The newest picture of every kind."""
     ending = re.compile(r"_(epoch\d+_step\d+|[a-z]+)$")  # what `log_image` appends
     newest = {ending.sub("", path.stem): path for path in sorted((folder / "images").glob("*.png"))}
-    width = max([INDENT, *(len(kind) + 1 for kind in newest)])
-    for kind, path in newest.items():
-        print(f"{kind:<{width}}{path}")
+    for i, path in enumerate(newest.values()):
+        if i == 0:
+            print(f"{'pictures':<{INDENT}}{path.parent}")
+        print(f"{'':<{INDENT}}{path.name}")
 
 
 def _relative(path: str | Path) -> Path:

@@ -1,5 +1,6 @@
 """What the command line shows of the messages of Lightning and torch."""
 
+import io
 import logging
 import sys
 import warnings
@@ -56,11 +57,13 @@ def one_line(message: Any, category: type[Warning], filename: str, lineno: int, 
 
 @contextmanager
 def calm(debug: bool) -> Iterator[None]:
-    """Leave out Lightning's account of what it does, and warnings that nobody can act on; with ``debug`` nothing."""
-    parent, children = (
-        logging.getLogger("lightning"),
-        [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")],
-    )
+    """Leave out Lightning's account of what it does, and warnings that nobody can act on; with ``debug`` nothing.
+
+    What is printed comes out line by line: a file is read while it grows, and may hold both streams.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    parent, *children = (logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric"))
     before = {logger: (logger.handlers, logger.propagate) for logger in (parent, *children)}
     handler, form = _Stderr(), warnings.formatwarning
     try:
