@@ -13,7 +13,7 @@ import torch
 from jsonargparse import ArgumentError, Namespace, auto_cli
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -25,6 +25,7 @@ import lit_generative.models
 from callbacks import (
     CheckMonitors,
     PredictionWriter,
+    Progress,
     ReconstructionGrid,
     Report,
     SampleGrid,
@@ -44,22 +45,12 @@ from lit_generative.checkpoints import (
     saved_class,
 )
 from lit_generative.commands import export, sample
+from lit_generative.messages import calm
 from lit_generative.module import GenerativeModel
 from lit_generative.protocols import Reconstructs, Samples, Translates
 from lit_generative.runs import LastCheckpoint, RunLogger, WholeCheckpoints, newest_checkpoint
 from lit_generative.sampling import no_memory
 from lit_generative.train_log import NonFiniteError
-
-# Lightning 2.6 under torch >= 2.12, several times a run; nothing that its user could mend
-warnings.filterwarnings("ignore", ".*treespec, LeafSpec", FutureWarning)
-# only training has a ModelCheckpoint, and only training needs its state
-warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*ModelCheckpoint")
-# a model that steps by itself is saved after its step, as is meant
-warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
-# weights of one channel have two layouts at once: the same memory under other strides
-warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-# Lightning 2.6 under torch >= 2.12 again
-warnings.filterwarnings("ignore", ".*all_gather is deprecated")
 
 DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` and `export` take a checkpoint."
 FREE = ("data_dir", "batch_size", "cache_dir", "download")  # what a run that goes on may change of its data
@@ -70,7 +61,8 @@ CHOICES = {"model": (LightningModule, lit_generative.models), "data": (Lightning
 class CLI(LightningCLI):
     """LightningCLI in which a checkpoint is enough, and whatever is said on the command line wins over it."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], debug: bool = False) -> None:
+        self.debug = debug
         parser_kwargs = {name: {"exit_on_error": False} for name in self.subcommands()}
         self.checkpoint: dict[str, Any] | None = None
         super().__init__(
@@ -101,7 +93,7 @@ class CLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True})  # no checkpoint is ever unpickled
-        if subcommand == "test":
+        if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # `Report` prints the table
         return parser
 
@@ -236,9 +228,11 @@ class CLI(LightningCLI):
                 callbacks += [TranslationScores()]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if config.trainer.enable_progress_bar is not False and not has_bar:
-            callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]  # a refresh costs about a millisecond
+            callbacks = [*callbacks, Progress()]
+        summary = config.trainer.enable_model_summary is not False
+        kwargs["enable_model_summary"] = summary and self.debug  # else `Report` has it
         trainer = super().instantiate_trainer(
-            callbacks=[*callbacks, PredictionWriter(), Report(), SaveOnSignal(), WandbRecord(), CheckMonitors()],
+            callbacks=[*callbacks, PredictionWriter(), Report(summary), SaveOnSignal(), WandbRecord(), CheckMonitors()],
             **kwargs,
         )
         if saves:
@@ -329,14 +323,19 @@ def leave_together() -> None:
 def main(args: list[str]) -> None:
     """Run a subcommand; a user's mistake ends in a message and exit code 1, with ``--debug`` in a traceback."""
     debug = "--debug" in args
-    args = [a for a in args if a != "--debug"]
+    with calm(debug):
+        run([a for a in args if a != "--debug"], debug)
+
+
+def run(args: list[str], debug: bool) -> None:
+    """The same, without ``--debug`` among the arguments."""
     try:
         if args[:1] == ["sample"]:
             auto_cli(sample, args=args[1:], as_positional=False, exit_on_error=False)
         elif args[:1] == ["export"]:
             auto_cli(export, args=args[1:], as_positional=False, exit_on_error=False)
         else:
-            CLI(args)
+            CLI(args, debug)
             leave_together()
     except SIGTERMException as asked:
         leave_together()

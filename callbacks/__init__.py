@@ -19,6 +19,7 @@ from callbacks.noising_film import NoisingFilm
 from callbacks.ood_scores import OODScores
 from callbacks.posterior_statistics import PosteriorStatistics
 from callbacks.prediction_writer import PredictionWriter
+from callbacks.progress import Progress
 from callbacks.reconstruction_fid import ReconstructionFID
 from callbacks.reconstruction_grid import ReconstructionGrid
 from callbacks.report import Report
@@ -50,6 +51,7 @@ __all__ = [
     "OODScores",
     "PosteriorStatistics",
     "PredictionWriter",
+    "Progress",
     "ReconstructionFID",
     "ReconstructionGrid",
     "Report",

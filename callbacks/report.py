@@ -1,4 +1,4 @@
-"""The last words of a run: where everything is, and the test's numbers with their protocol."""
+"""The first and last words of a run, and its numbers: what is run on what, how good it is, and where everything is."""
 
 import json
 import math
@@ -7,32 +7,81 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
+from callbacks._heading import heading
+from callbacks._lines import INDENT, duration, fact, number, numbers, place, wrapped
 from callbacks._logging import run_folder
 from lit_generative.runs import last_checkpoint
 
 
 class Report(Callback):
-    """Print the run's folder, its best checkpoint, its pictures, and after a test the table of metrics.
+    """Print what is run on what, a line for every validation, and at the end checkpoints, pictures, the test's table.
 
     The test's numbers and one row to compare models by are also written, as ``results.json`` and ``results.md``.
+
+    Args:
+        networks: Print how many parameters each network has.
     """
+
+    def __init__(self, networks: bool = True) -> None:
+        self.networks = networks
+        self._seen: dict[str, Tensor] = {}
+
+    def _print_heading(self, trainer: Trainer, model: LightningModule) -> None:
+        folder = run_folder(trainer)
+        if trainer.is_global_zero:
+            where = "none: nothing is written" if folder is None else str(folder)
+            print("\n".join([*heading(trainer, model, self.networks), fact("run folder", where)]), end="\n\n")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print_heading(trainer, pl_module)
+
+    on_test_start = on_predict_start = on_fit_start
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._print_heading(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        # a tensor that stays the same one was not logged again
+        new = {name: float(value) for name, value in logged.items() if value is not self._seen.get(name)}
+        self._seen = logged
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            values = {name.removeprefix("val/"): value for name, value in new.items()}
+            _print_numbers(f"validation of {type(pl_module).__name__}", values)
+        elif new:
+            monitor = getattr(trainer.checkpoint_callback, "monitor", None) or "val/loss"
+            names = sorted(new, key=lambda name: name != monitor)  # that of the best checkpoint is the first
+            # what only repeats it, as an ELBO does its negative, is in the curves
+            names = [name for name in names if name == names[0] or abs(new[name]) != abs(new[names[0]])]
+            when, within = place(trainer), not trainer.is_last_batch
+            when += f", step {trainer.global_step:,}   val  " if within and "epoch" in when else "   val  "
+            print(wrapped(when, numbers({name.removeprefix("val/"): new[name] for name in names}), "  "))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
-        if folder is None or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
-        print(f"\nrun folder       {folder}")
         checkpoint: Any = trainer.checkpoint_callback
-        best: Any = None if checkpoint is None else checkpoint.best_model_score
-        if best is not None and Path(checkpoint.best_model_path).is_file():  # a full disk may have none
-            score = f"{checkpoint.monitor} = {float(best):.4f}"
-            if checkpoint.best_model_path in getattr(trainer.strategy.checkpoint_io, "lost", ()):
-                score = "an older one: the best could not be written"
-            print(f"best checkpoint  {_relative(checkpoint.best_model_path)}  ({score})")
-        elif (last := last_checkpoint(trainer)) is not None and last.is_file():
-            print(f"last checkpoint  {_relative(last)}")
+        spent, best = getattr(pl_module, "training_seconds", 0.0), getattr(checkpoint, "best_model_score", None)
+        score = "" if best is None else f", best {checkpoint.monitor} {number(float(best))}"
+        print("\n" + fact("trained", f"{trainer.global_step:,} steps in {duration(spent)}{score}"))
+        if folder is None:
+            return
+        kept = Path(getattr(checkpoint, "best_model_path", ""))
+        if best is not None and kept.is_file():  # a full disk may have none
+            older = str(kept) in getattr(trainer.strategy.checkpoint_io, "lost", ())
+            note = "  (an older one: the best could not be written)" * older
+            print(f"{'best checkpoint':<{INDENT}}{_relative(kept)}{note}")
+        if (last := last_checkpoint(trainer)) is not None and last.is_file():
+            print(f"{'last checkpoint':<{INDENT}}{_relative(last)}")
         _print_pictures(folder)
+        print(f"{'run folder':<{INDENT}}{folder}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
@@ -51,12 +100,9 @@ class Report(Callback):
         table = [" | ".join(cells) for cells in (row, ["---"] * len(row), row.values())]
         text = "".join(f"| {line} |\n" for line in table)
         text += "".join(f"\n* {name}: {description}" for name, description in protocol.items()) + "\n"
-        print(f"\ntest of {type(pl_module).__name__}")
-        width = max([24, *(len(name) + 1 for name in metrics if not name.startswith("ood/"))])
-        for name, value in metrics.items():
-            if not name.endswith("_stderr") and not name.startswith("ood/"):  # OODScores prints a table of its own
-                error = metrics.get(f"{name}_stderr")
-                print(f"  {name:<{width}}{value:>12.4f}" + (f"  ± {error:.4f}" if error is not None else ""))
+        # OODScores prints a table of its own
+        named = {name: value for name, value in metrics.items() if not name.startswith("ood/")}
+        _print_numbers(f"test of {type(pl_module).__name__}", named)
         print(f"\n{text}")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -66,8 +112,8 @@ class Report(Callback):
             results = {"row": row, "protocol": protocol, "metrics": known}
             (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
             (folder / "results.md").write_text(text)
-            print(f"run folder       {folder}")
             _print_pictures(folder)
+            print(f"{'run folder':<{INDENT}}{folder}")
 
 
 def _row(model: LightningModule, data: Any, metrics: dict[str, float]) -> dict[str, str]:
@@ -99,13 +145,23 @@ def _row(model: LightningModule, data: Any, metrics: dict[str, float]) -> dict[s
     }
 
 
+def _print_numbers(title: str, metrics: dict[str, float]) -> None:
+    print(f"\n{title}")
+    width = max([24, *(len(name) + 1 for name in metrics)])
+    for name, value in metrics.items():
+        if not name.endswith("_stderr"):
+            error = metrics.get(f"{name}_stderr")
+            print(f"  {name:<{width}}{value:>12.4f}" + (f"  ± {error:.4f}" if error is not None else ""))
+
+
 def _print_pictures(folder: Path) -> None:
     """The newest picture of every kind."""
     ending = re.compile(r"_(epoch\d+_step\d+|[a-z]+)$")  # what `log_image` appends
     newest = {ending.sub("", path.stem): path for path in sorted((folder / "images").glob("*.png"))}
-    width = max([16, *map(len, newest)])
-    for kind, path in newest.items():
-        print(f"{kind:<{width}} {path}")
+    for i, path in enumerate(newest.values()):
+        if i == 0:
+            print(f"{'pictures':<{INDENT}}{path.parent}")
+        print(f"{'':<{INDENT}}{path.name}")
 
 
 def _relative(path: str | Path) -> Path:

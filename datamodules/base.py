@@ -245,6 +245,10 @@ class ImageData(LightningDataModule):
             rows=self._rows.get(name),
         )
 
+    def sizes(self) -> dict[str, int]:
+        """Images in every split ("train", "val", "test") that is set up."""
+        return {name: len(self._rows.get(name, images)) for name, (images, _) in self._sets.items()}
+
     def _ranks(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 

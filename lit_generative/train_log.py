@@ -25,6 +25,7 @@ class TrainLog(LightningModule):
     stops_at_non_finite = True
     skipped_steps = 0  # by the callback SkipNonFinite
     _sums: Mapping[tuple[str, ...], list[Any]] = MappingProxyType({})  # names: sums of values, number of steps
+    _losses: Mapping[str, Tensor] = MappingProxyType({})  # of the last line
     _images: int = 0
     _logged_step: int = 0
 
@@ -43,7 +44,8 @@ class TrainLog(LightningModule):
     def accumulate(self, metrics: Mapping[str, Tensor], images: int) -> None:
         """Add scalars of one training step, to be logged as ``train/<name>`` means at the next written line.
 
-        May be called several times a step, with other names; ``images`` are those of the step that were not counted.
+        The first is the loss. May be called several times a step, with other names; ``images`` are those of the step
+        that were not counted.
         """
         values = torch.stack([v.detach().float() for v in metrics.values()])
         if values.device.type == "cpu" and self.processes == 1:
@@ -120,11 +122,17 @@ class TrainLog(LightningModule):
     def _line(self) -> dict[str, Tensor]:
         """The counters, and the means of what was accumulated, which begins anew."""
         means: dict[str, Tensor] = {}
+        self._losses = losses = {}
         for names, (_, steps) in self._sums.items():
             values = self._everywhere(names) / steps
+            losses[names[0]] = values[0]
             means |= {f"train/{name}": mean for name, mean in zip(names, values, strict=True)}
         self._sums = {}
         return means | {f"train/{name}": torch.tensor(float(count)) for name, count in self.counters().items()}
+
+    def latest_losses(self) -> Mapping[str, Tensor]:
+        """Means of the losses over the line that was written last; before the first, over this process's steps."""
+        return self._losses or {names[0]: sums[0] / steps for names, (sums, steps) in self._sums.items()}
 
     # -- across runs -------------------------------------------------------------------------------
 
@@ -137,7 +145,7 @@ class TrainLog(LightningModule):
         """Go on with what `log_begun` gave, or begin."""
         trainer = self.trainer
         self._images, self._clock = 0, time.perf_counter()  # an epoch that is resumed has no start
-        self._sums, self._logged_step, self.skipped_steps = {}, trainer.global_step, 0
+        self._sums, self._losses, self._logged_step, self.skipped_steps = {}, {}, trainer.global_step, 0
         if begun is None:
             return
         self._sums = {tuple(names): [sums.to(self.device), steps] for names, sums, steps in begun["sums"]}
