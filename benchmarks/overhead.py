@@ -1,7 +1,7 @@
 """What a training step costs under the Trainer: milliseconds a step, against a bare PyTorch loop.
 
 The same VAE, loader and fused Adam everywhere. The Trainer is set up as ``train.py`` does it: callbacks, checkpoints,
-CSV logger, progress bar (drawn into a sink), all metrics of training logged. For comparison, the same model logging
+CSV logger, progress (as lines, into a sink), all metrics of training logged. For comparison, the same model logging
 three or twelve values with ``self.log`` in every step. Steps are timed inside one fit, after its first ones and
 without validation; the variants take turns.
 
@@ -19,11 +19,11 @@ import warnings
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
-from callbacks import PredictionWriter, ReconstructionGrid, Report, SampleGrid
+from callbacks import PredictionWriter, Progress, ReconstructionGrid, Report, SampleGrid
 from datamodules.loader import TensorLoader
 from lit_generative.images import from_uint8
 from lit_generative.models.vae import VAE
@@ -84,7 +84,7 @@ def under_trainer(model_class, loader, steps, folder):
         accelerator="cpu",
         default_root_dir=folder,
         logger=CSVLogger(folder),
-        callbacks=[SampleGrid(), ReconstructionGrid(), TQDMProgressBar(20), PredictionWriter(), Report(), best, clock],
+        callbacks=[SampleGrid(), ReconstructionGrid(), Progress(), PredictionWriter(), Report(), best, clock],
         max_steps=WARMUP + steps + 1,
         limit_val_batches=0,
         enable_model_summary=False,
@@ -154,7 +154,7 @@ def main():
         print(f"{name:38} {medians[i]:8.2f} {medians[i] - medians[0]:+10.2f} {ratio:6.2f}x")
     print(
         f"protocol: float32, CPU, {arguments.threads} thread(s), torch {torch.__version__}; TensorLoader, fused Adam, "
-        f"CSV logger every 50 steps, progress bar every 20; {arguments.rounds} rounds in turns of {steps} steps after "
+        f"CSV logger every 50 steps, progress as lines; {arguments.rounds} rounds in turns of {steps} steps after "
         f"{WARMUP}; ratio: median over rounds"
     )
 
