@@ -1,7 +1,4 @@
-"""What all data sets of images share: options, splits and loaders.
-
-A data set is one small file beside this one: a subclass that says where its files lie, how to read and fetch them.
-"""
+"""What all data sets of images share; each is a small file that says where its files lie, how to read and fetch them."""
 
 import os
 from collections.abc import Callable
@@ -25,9 +22,8 @@ Split = Literal["train", "test"]
 class ImageData(LightningDataModule):
     """Images in memory, as batches ``(x, c)``.
 
-    x is float32 ``(B, C, H, W)`` in [0, 1], exactly k/255; c is int64 ``(B,)`` in 0..num_classes-1.
-    The loaders themselves yield uint8 levels: `on_after_batch_transfer`, which Lightning calls on the device, makes the
-    floats. Validation images are split from the training images by ``seed``.
+    x is float32 ``(B, C, H, W)`` in [0, 1], exactly k/255; c is int64 ``(B,)`` in 0..num_classes-1. Loaders yield uint8
+    levels: `on_after_batch_transfer` makes the floats, on the device. ``seed`` splits validation from training images.
 
     Args:
         data_dir: folder in torchvision's layout; default $LIT_GENERATIVE_DATA, else ``data``.
@@ -35,8 +31,8 @@ class ImageData(LightningDataModule):
         val_size: images held out for validation; default one in `val_share` of the training images.
         image_size: height and width to bring the images to; default as they are.
         resize: how: "pad" with zeros around, or "resize" bilinearly with antialiasing.
-        binarize: "dynamic" draws each training pixel anew every epoch as Bernoulli(k/255), "static" once (our draw, not
-            the file of Larochelle). With either, validation and test images are drawn once, by fixed seeds.
+        binarize: "dynamic" draws each training pixel anew every epoch as Bernoulli(k/255), "static" once (not the file
+            of Larochelle). With either, validation and test images are drawn once, by fixed seeds.
         random_flip: mirror training images with probability 1/2.
         mutation: share of training pixels that are replaced by uniform levels, drawn anew every time: what a background
             model for likelihood ratios is trained on (Ren et al., 2019).
@@ -213,8 +209,8 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> TensorLoader:
         loader, least = self._loader("train"), self.batch_size * self._ranks()[1]
-        if loader.count < least:
-            raise DataError(f"{self.name}: {loader.count} training images, fewer than batch_size * processes = {least}")
+        if (n := loader.count) < least:
+            raise DataError(f"{self.name}: {n} training images, fewer than batch_size * processes = {least}")
         return loader
 
     def val_dataloader(self) -> TensorLoader | list[TensorLoader]:

@@ -70,8 +70,17 @@ def fitted(run, fitted_once, tmp_path):
     return tmp_path / "runs" / "vae_fashionmnist" / "version_0"
 
 
-def test_one_command_evaluates_a_checkpoint(fitted, run, capsys):
-    run("test", f"--ckpt_path={fitted}/checkpoints/best.ckpt", f"--config={ROOT}/configs/evaluate.yaml")
+def quick_evaluation(folder):
+    """The recipe of evaluations as it is, but for the numbers of samples and images."""
+    recipe = yaml.safe_load((ROOT / "configs" / "evaluate.yaml").read_text())
+    fid, ood = recipe["trainer"]["callbacks"]
+    fid["init_args"]["num_samples"], ood["init_args"]["num_images"] = 40, 40
+    (folder / "evaluate.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "evaluate.yaml"
+
+
+def test_one_command_evaluates_a_checkpoint(fitted, run, tmp_path, capsys):
+    run("test", f"--ckpt_path={fitted}/checkpoints/best.ckpt", f"--config={quick_evaluation(tmp_path)}")
     out, folder = capsys.readouterr().out, fitted / "test" / "version_0"
     row = json.loads((folder / "results.json").read_text())["row"]
     unknown = [name for name, cell in row.items() if cell == "-"]
@@ -173,6 +182,17 @@ def test_resuming_keeps_a_changed_learning_rate_out_of_the_checkpoints_hands(fit
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.25)
 
 
+def shrunk(arguments):
+    """Those of a model's arguments that say how large it is, as those of a small one."""
+    sizes = {name: min(arguments[name], 8) for name in ("width", "units") if name in arguments}
+    sizes |= {name: min(arguments[name], 1) for name in ("depth", "layers") if name in arguments}
+    if "hidden" in arguments:
+        sizes["hidden"] = [min(units, 8) for units in arguments["hidden"]]
+    if "channels" in arguments:
+        sizes |= {"channels": [8, 8], "groups": 4, "blocks": 1}
+    return sizes
+
+
 @pytest.mark.parametrize(
     "path", [pytest.param(p, id=p.stem, marks=() if p.stem in FAST else pytest.mark.slow) for p in RECIPES]
 )
@@ -192,20 +212,18 @@ def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
         for i in range(40):
             (tmp_path / "pictures" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (9, 8), (6 * i, 100, 0)).save(tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png")
-        recipe["model"]["init_args"]["hidden"] = [4, 4, 8]
+        recipe["data"]["init_args"]["image_size"] = 32
+        recipe["model"]["init_args"]["image_shape"] = [3, 32, 32]
     for callback in recipe["trainer"].get("callbacks", []):
         if callback["class_path"] == "FID":
-            callback["init_args"] |= {"num_samples": 130, "every_n_epochs": 1}
+            callback["init_args"] |= {"num_samples": 40, "every_n_epochs": 1}
     recipe.get("checkpoint", {}).pop("every_n_epochs", None)
-    if recipe["model"]["init_args"].get("depth", 0) > 2:
-        recipe["model"]["init_args"] |= {"depth": 1, "width": 8}
+    recipe["model"]["init_args"] |= shrunk(recipe["model"]["init_args"])
     if recipe["model"]["class_path"] == "Pix2Pix":
         write(tmp_path / "streets", "pairs", {"train": 40, "val": 12}, size=32, seed=0)
         recipe["data"]["init_args"] |= {"data_dir": str(tmp_path / "streets"), "image_size": 16}
         recipe["model"]["init_args"] |= {"image_shape": [3, 16, 16], "levels": 3, "width": 4, "patch": 16}
         recipe["trainer"].pop("check_val_every_n_epoch")
-    if len(recipe["model"]["init_args"].get("channels", ())) > 2:
-        recipe["model"]["init_args"] |= {"channels": [8, 8], "groups": 4, "blocks": 1}
     if recipe["model"]["class_path"] == "LatentDiffusion":
         vae = {"class_path": "lit_generative.models.vae.VAE", "init_args": {"hidden": [8], "latent": 3}}
         recipe["model"]["init_args"]["autoencoder"] = vae

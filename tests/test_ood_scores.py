@@ -135,7 +135,7 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch(data, tmp_path):
     model = Normed()
     written = []
     for batch_size in (1, 7, 1000):
-        run_test(model, data, tmp_path / str(batch_size), scores(batch_size=batch_size))
+        run_test(model, data, tmp_path / str(batch_size), scores(batch_size=batch_size, num_images=9))
         written.append([float(row["likelihood"]) for row in rows(tmp_path / str(batch_size))])
     assert written[0] == pytest.approx(written[1], rel=1e-6) and written[0] == pytest.approx(written[2], rel=1e-6)
 

@@ -354,6 +354,17 @@ def test_damaged_recipes_end_in_a_line_or_run(data_dir, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
     monkeypatch.setattr(train.CLI, "_run_subcommand", lambda self, subcommand: None)
+    build, parsers = train.CLI.setup_parser, {}
+
+    def setup_parser(self, *args):  # once: it does not depend on the recipe
+        if not parsers:
+            build(self, *args)
+            parsers.update(
+                {name: value for name, value in vars(self).items() if "parser" in name or "subcommand" in name}
+            )
+        vars(self).update(parsers)
+
+    monkeypatch.setattr(train.CLI, "setup_parser", setup_parser)
     recipe = (Path(train.__file__).parent / "configs" / "vae_mnist.yaml").read_bytes()
     ended = 0
     for i, content in enumerate(mutations(recipe)):

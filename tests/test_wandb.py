@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import ROOT
+from test_cli import ROOT, quick_evaluation
 
 import train
 
@@ -89,7 +89,7 @@ def test_a_run_says_what_its_dashboard_needs(offline, tmp_path):
 def test_a_test_leaves_its_protocol_its_row_and_its_scores(offline, tmp_path):
     run("fit", *FIT, "--trainer.max_epochs=1")
     best = Path("runs", "noted", "version_0", "checkpoints", "best.ckpt")
-    run("test", f"--ckpt_path={best}", f"--config={ROOT}/configs/evaluate.yaml")
+    run("test", f"--ckpt_path={best}", f"--config={quick_evaluation(tmp_path)}")
     folders = sorted((p for p in (tmp_path / "runs" / "wandb").glob("offline-run-*") if not p.is_symlink()),
                      key=lambda p: p.stat().st_mtime_ns)  # fmt: skip
     found = records(folders[-1])
