@@ -1,4 +1,4 @@
-"""What all data sets of images share; each is a small file that says where its files lie, how to read and fetch them."""
+"""What all data sets of images share; each is a small file that says where its files lie and how to read them."""
 
 import os
 from collections.abc import Callable
