@@ -90,7 +90,7 @@ def variational_bound(
     if 0 < terms < schedule.steps - 1:
         lower, upper = strata(schedule.steps, max(1, terms // 2)).to(device).T[..., None, None].double()
         t = (lower + (upper - lower) * torch.rand(len(lower), 2, b, device=device)).long()  # (strata, 2, B)
-        t, width = t.minimum((upper - 1).long()), (upper - lower)[:, 0]
+        width = (upper - lower)[:, 0]
     else:
         t = torch.arange(2, schedule.steps + 1, device=device)[:, None, None].expand(-1, 1, b)
         width = torch.ones(len(t), 1, device=device)

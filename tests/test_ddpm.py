@@ -87,10 +87,12 @@ def test_the_decoder_is_that_of_the_authors_code(schedule, bits, variance):
 
 
 def test_the_networks_time_starts_at_0():
-    model, seen = tiny(), []
-    model.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
-    model.losses_at(images(2), torch.tensor([1, 50]))
-    assert seen[0].tolist() == [0, 49]
+    config = {"class_path": "lit_generative.models.vae.VAE", "init_args": {"hidden": [8], "latent": 3}}
+    for model in (tiny(), LatentDiffusion(config, width=8, depth=1, steps=50)):
+        seen = []
+        model.denoiser.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[1]))
+        model.losses_at(images(2), torch.tensor([1, 50]))
+        assert seen[0].tolist() == [0, 49]
 
 
 def test_estimates_stay_in_range_and_samples_agree_with_them():

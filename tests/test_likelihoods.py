@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_generative.likelihoods import LIKELIHOODS, bits_per_dim, log_mean_exp
+from lit_generative.likelihoods import (
+    LIKELIHOODS,
+    bits_per_dim,
+    finite_or_impossible,
+    in_bits,
+    log_mean_exp,
+    standard_normal,
+)
 
 CDF = {"logistic": torch.sigmoid, "gaussian": torch.special.ndtr}
 
@@ -111,6 +118,21 @@ def test_half_precision_outputs_are_summed_in_float32():
 
 def test_uniform_images_cost_eight_bits():
     assert_close(bits_per_dim(torch.tensor([-3072 * math.log(256)]).double(), 3072), torch.tensor([8.0]).double())
+
+
+def test_only_binary_pixels_are_not_counted_in_bits():
+    assert [in_bits(levels) for levels in (2, 3, 256)] == [False, True, True]
+
+
+def test_the_standard_normal_is_torchs():
+    z = torch.randn(5, 3, dtype=torch.float64)
+    expected = torch.distributions.MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double()).log_prob(z)
+    assert_close(standard_normal(z), expected)
+
+
+def test_what_is_no_log_density_is_impossible():
+    log_p = torch.tensor([-3.0, math.nan, math.inf, -math.inf])
+    assert finite_or_impossible(log_p).tolist() == [-3.0, -math.inf, -math.inf, -math.inf]
 
 
 def test_log_mean_exp_of_large_numbers():
