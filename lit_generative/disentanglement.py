@@ -57,7 +57,7 @@ def total_correlation_bound(z: Tensor, bins: int = 8) -> Tensor:
     however narrow the posteriors are; it is blind to what only three or more dimensions show together.
     """
     independent = torch.rand(z.shape, device=z.device)  # only ranks matter
-    return _heaviest_tree(pairwise_information(z, bins)) - _heaviest_tree(pairwise_information(independent, bins))
+    return heaviest_tree(pairwise_information(z, bins)) - heaviest_tree(pairwise_information(independent, bins))
 
 
 def pairwise_information(z: Tensor, bins: int) -> Tensor:
@@ -70,7 +70,7 @@ def pairwise_information(z: Tensor, bins: int) -> Tensor:
     return own[:, None] + own - entropies
 
 
-def _heaviest_tree(weights: Tensor) -> Tensor:
+def heaviest_tree(weights: Tensor) -> Tensor:
     """The sum of the edges of a maximum spanning tree (Prim, 1957) of symmetric weights ``(d, d)``."""
     total = weights.new_zeros(())
     outside, reach = torch.ones(len(weights), dtype=torch.bool), weights[0]

@@ -11,6 +11,7 @@ from datamodules import Sprites
 from datamodules.sprites import FACTORS
 from lit_generative.disentanglement import (
     factor_vae_score,
+    heaviest_tree,
     kl_decomposition,
     mutual_information_gap,
     pairwise_information,
@@ -109,6 +110,12 @@ def test_a_tree_of_gaussians_is_bounded_by_its_total_correlation():
     assert_close(float(total_correlation_bound(z[:, order].sinh(), bins=32)), fine, atol=0.01, rtol=0)  # of ranks only
 
 
+def test_the_heaviest_tree_of_four():
+    """Edges 0-1 (5), 1-3 (4) and 2-3 (2): neither 0-3 (3), which closes a circle, nor a dimension's own entropy."""
+    weights = torch.tensor([[9, 5, 1, 3], [5, 9, 0, 4], [1, 0, 9, 2], [3, 4, 2, 9.0]])
+    assert heaviest_tree(weights) == 11
+
+
 def test_pairs_without_correlation_are_seen():
     """A ring: what two latents of an angle are."""
     torch.manual_seed(0)
@@ -134,6 +141,15 @@ def test_perfect_codes_score_1_in_any_order_scale_and_sign(factors):
     codes = torch.cat([torch.zeros(len(factors), 3), -3.0 * factors.float().flip(1) + 5], 1)
     assert mutual_information_gap(codes, factors) > 0.9
     assert factor_vae_score(codes, factors) > 0.9
+
+
+def test_the_votes_see_dimensions_relative_to_their_spread(factors):
+    """Codes that are nearly the factors, in units far apart; the same with all in one unit."""
+    torch.manual_seed(0)
+    codes = factors + 0.3 * torch.randn(len(factors), 5)
+    codes /= codes.std(0)
+    units = torch.tensor([1.0, 1e4, 1e-3, 30.0, 0.1])
+    assert factor_vae_score(codes * units, factors, votes=100) == factor_vae_score(codes, factors, votes=100) > 0.8
 
 
 def test_a_factor_of_one_value_tells_nothing(factors):
