@@ -19,6 +19,7 @@ from stubs import Stub, trainer
 import train
 from callbacks import Progress, Report, _screen
 from callbacks._lines import duration, number, numbers, place, total_steps, wrapped
+from datamodules import FashionMNIST
 from lit_generative.messages import IGNORED, calm
 from lit_generative.models.vae import VAE
 
@@ -72,6 +73,11 @@ def run(data_dir, tmp_path, monkeypatch, capsys):
         return out.splitlines(), err.splitlines()
 
     return call
+
+
+@pytest.fixture
+def data(data_dir):
+    return FashionMNIST(str(data_dir), batch_size=16, val_size=16)
 
 
 @pytest.fixture
@@ -136,11 +142,19 @@ def test_others_messages_are_for_debug(run):
     assert [line for line in out if re.search(r"encoder.*MLPEncoder", line)]
 
 
-def test_a_run_that_goes_on_within_an_epoch_begins_there(run):
+def test_a_run_that_goes_on_within_an_epoch_begins_there(run, monkeypatch):
+    class Recorded(_screen.Pace):
+        def __init__(self, total, done):
+            begun.append((total, done))
+            super().__init__(total, done)
+
+    begun = []
+    monkeypatch.setattr("callbacks.progress.Pace", Recorded)
     run(*FIT, *TINY, "--trainer.max_steps=3", "--trainer.val_check_interval=3")
     out, err = run(*FIT, *TINY, "--resume")
     assert err == [f"going on from {LAST}, step 3"]
     assert [line.split() for line in out if line.startswith("weights of")] == [["weights", "of", LAST]]
+    assert begun == [(3, 0), (10, 3)]
     assert shares(out) == [*range(40, 101, 10)] and len([line for line in out if "  val  " in line]) == 2
 
 
@@ -157,6 +171,21 @@ def test_validations_within_an_epoch_name_their_step(run):
     assert [line.split("   ")[0] for line in out if "  val  " in line] == ["epoch 1/1, step 2", "epoch 1/1, step 4"]
     out, _ = run(*FIT, *TINY, "--trainer.val_check_interval=2", "--trainer.max_steps=2")
     assert [line.split("   ")[0] for line in out if "  val  " in line] == ["step 2/2"]
+
+
+def test_a_number_that_was_not_measured_again_is_not_shown_again(tmp_path, capsys, data):
+    class Rare(Stub):
+        def on_validation_epoch_end(self):
+            self.log("val/loss", 0.5)
+            if self.current_epoch == 0:
+                self.log("val/fid", 7.0)
+
+    fit = trainer(tmp_path, callbacks=[Report()], num_sanity_val_steps=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit.fit(Rare(), data)
+    lines = [line.split()[3:] for line in capsys.readouterr().out.splitlines() if "  val  " in line]
+    assert lines == [["loss", "0.5000", "fid", "7.0000"], ["loss", "0.5000"]]
 
 
 def test_both_networks_of_a_game_show_their_losses(run):
@@ -298,6 +327,11 @@ def test_the_pace_counts_images_and_what_is_left(clock):
         "left",
     ]  # 59 steps of 20.5 s / 21; 7: the last batch
     assert pace.words(41, 64, at_most=5).split()[-2] == "0:05"
+    for _ in range(200):  # faster now: the speed follows within seconds
+        clock.time += 0.1
+        pace.batches += 1
+        words = pace.words(50, 64)
+    assert 635 < int(words.split()[0]) <= 640
     endless = _screen.Pace(total=float("inf"))
     clock.time += 1
     assert endless.words(7, 0) == "" and endless.words(7, 0, at_most=65) == "   1:05 left"
