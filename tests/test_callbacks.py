@@ -64,7 +64,7 @@ def test_looking_does_not_change_training(data, tmp_path):
     fit = trainer(tmp_path / "background", max_steps=1, limit_val_batches=0)
     fit.fit(VAE(hidden=(8,), latent=2), datamodule=data)
     fit.save_checkpoint(tmp_path / "background.ckpt")
-    fid = FID("lenet_mnist", num_samples=30, neighbours=0, cache_dir=str(tmp_path / "cache"))
+    fid = FID("lenet_mnist", num_samples=130, neighbours=0, cache_dir=str(tmp_path / "cache"))
     scores = OODScores([MNIST()], str(tmp_path / "background.ckpt"), num_images=8, every_n_epochs=1, resamples=2)
     looking = [SampleGrid(), ReconstructionGrid(), fid, scores]
     for callbacks in ([], [*looking, PredictionWriter(), Report()]):

@@ -74,7 +74,7 @@ def quick_evaluation(folder):
     """The recipe of evaluations as it is, but for the numbers of samples and images."""
     recipe = yaml.safe_load((ROOT / "configs" / "evaluate.yaml").read_text())
     fid, ood = recipe["trainer"]["callbacks"]
-    fid["init_args"]["num_samples"], ood["init_args"]["num_images"] = 40, 40
+    fid["init_args"]["num_samples"], ood["init_args"]["num_images"] = 130, 40
     (folder / "evaluate.yaml").write_text(yaml.safe_dump(recipe))
     return folder / "evaluate.yaml"
 
@@ -216,7 +216,7 @@ def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
         recipe["model"]["init_args"]["image_shape"] = [3, 32, 32]
     for callback in recipe["trainer"].get("callbacks", []):
         if callback["class_path"] == "FID":
-            callback["init_args"] |= {"num_samples": 40, "every_n_epochs": 1}
+            callback["init_args"] |= {"num_samples": 130, "every_n_epochs": 1}
     recipe.get("checkpoint", {}).pop("every_n_epochs", None)
     recipe["model"]["init_args"] |= shrunk(recipe["model"]["init_args"])
     if recipe["model"]["class_path"] == "Pix2Pix":

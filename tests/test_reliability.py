@@ -29,7 +29,7 @@ from lit_generative.checkpoints import CheckpointError, load_model
 from lit_generative.models.dcgan import DCGAN
 from lit_generative.models.vae import VAE
 from lit_generative.sampling import draw
-from lit_generative.statistics import read_statistics
+from lit_generative.statistics import read_reference
 from lit_generative.train_log import NonFiniteError
 
 
@@ -403,7 +403,7 @@ def test_nothing_is_executed(tmp_path, monkeypatch):
     statistics = tmp_path / "statistics.npz"
     np.savez(statistics, mu=np.array([Harm(marker)], dtype=object), sigma=np.zeros(1), allow_pickle=True)
     with pytest.raises(ValueError, match=r"statistics\.npz"):
-        read_statistics(statistics, extractor="any")
+        read_reference(statistics, "any", "none", (28, 28))
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     for names in CIFAR10.files.values():
