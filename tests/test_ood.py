@@ -41,7 +41,24 @@ def test_intervals_hold_the_value_and_narrow_with_the_number_of_images():
         return high - low
 
     # the standard error of AUROC at 0.76 and n = m = 500 is about 0.015 (Hanley & McNeil, 1982)
-    assert width(500) == pytest.approx(4 * 0.015, rel=0.2) and width(2000) < 0.7 * width(500)
+    assert width(500) == pytest.approx(2 * 1.96 * 0.0151, rel=0.1) and width(2000) < 0.7 * width(500)
+
+
+def test_intervals_are_of_the_seed_and_of_all_resamples():
+    inside, outside = torch.randn(30), torch.randn(30) + 1
+    found = [ood.detection(inside, outside, n, seed) for n, seed in ((50, 0), (50, 0), (50, 1), (60, 0))]
+    assert found[0] == found[1] and found[0] != found[2] and found[0] != found[3]
+    assert all(math.isfinite(bound) for bounds in found[0].values() for bound in bounds)  # the highest may not be drawn
+
+
+def test_the_threshold_is_the_lowest_that_accepts_95_percent():
+    inside, outside = torch.arange(20.0), torch.tensor([18.5])  # 19 of 20 are at or below 18
+    assert ood.detection(inside, outside, 2)["fpr95"][0] == 0
+
+
+def test_scores_are_compared_in_float64():
+    near, far = torch.ones(4).double(), torch.ones(4).double() + 1e-9
+    assert ood.detection(near, far, 2)["auroc"][0] == 1
 
 
 def test_nan_counts_against_the_score():
@@ -61,6 +78,8 @@ def test_scores_by_hand():
         "complexity": [7, 1],
         "ratio": [-2, -8],
     }
+    broken = torch.cat([train, torch.tensor([-math.inf, math.nan])])  # they have no say in the mean
+    assert ood.scores(log_prob, broken, torch.zeros(2))["typicality"].tolist() == [4, 2]
 
 
 def test_typicality_tells_what_likelihood_cannot():
@@ -116,6 +135,8 @@ def test_simple_images():
     assert_close(sets["inverted"].int() + test.int(), torch.full_like(test, 255).int())
     assert torch.equal(sets["hflip"].flip(-1), test) and torch.equal(sets["vflip"].flip(-2), test)
     assert torch.equal(sets["uniform"], ood.simple_images(test, seed=0)["uniform"])
+    assert not torch.equal(sets["uniform"], ood.simple_images(test, seed=1)["uniform"])
+    assert len(sets["uniform"].unique()) == 256
 
 
 def test_a_score_of_several_numbers_is_the_mean_of_its_z_scores():
@@ -130,3 +151,5 @@ def test_a_score_of_several_numbers_is_the_mean_of_its_z_scores():
     assert_close(joined["train"]["errors"].mean(), torch.tensor(0.0).double(), atol=1e-9, rtol=0)
     assert_close(joined["far"]["errors"], torch.tensor([2.0]).double(), atol=0.3, rtol=0)
     assert torch.equal(joined["far"]["kl"], far[:, 0])
+    still = {"train": ood.spread({"errors": torch.ones(5, 2)}), "far": ood.spread({"errors": torch.ones(1, 2)})}
+    assert ood.gathered(still)["far"]["errors"].tolist() == [0]  # a scale that does not vary says nothing

@@ -6,7 +6,14 @@ import torch
 from torch.testing import assert_close
 
 from lit_generative.metrics import Gaussian
-from lit_generative.statistics import content_hash, path_of, read_reference, read_statistics, save_statistics
+from lit_generative.statistics import (
+    cache_folder,
+    content_hash,
+    path_of,
+    read_reference,
+    read_statistics,
+    save_statistics,
+)
 
 KEY = {"data": "MNIST", "content": "ab", "split": "train", "count": 9, "size": [1, 28, 28], "weights": "cd"}
 
@@ -27,6 +34,36 @@ def test_what_is_saved_is_read(gaussian, tmp_path):
 def test_every_ingredient_leads_to_another_file(tmp_path):
     paths = {path_of({**KEY, name: "other"}, tmp_path) for name in KEY} | {path_of(KEY, tmp_path)}
     assert len(paths) == len(KEY) + 1
+
+
+def test_the_order_of_the_ingredients_does_not_matter(tmp_path):
+    assert path_of(dict(reversed(KEY.items())), tmp_path) == path_of(KEY, tmp_path)
+
+
+def test_the_folder_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "lit-generative"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "lit-generative"
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('this was executed')",)
+
+
+@pytest.mark.parametrize(
+    ("mu", "fault"),
+    [(np.array([Bomb()]), "damaged or holds no statistics"), (np.array([np.nan]), "no mean and covariance")],
+    ids=["pickle", "NaN"],
+)
+def test_what_is_no_number_is_neither_executed_nor_used(mu, fault, tmp_path):
+    np.savez(tmp_path / "a.npz", mu=mu, sigma=np.eye(1))
+    with pytest.raises(ValueError, match=fault):
+        read_reference(tmp_path / "a.npz", "own", "", (1, 28, 28))
+    with pytest.raises(ValueError, match="there are no statistics at"):
+        read_reference(tmp_path / "none.npz", "own", "", (1, 28, 28))
 
 
 def test_statistics_of_something_else_are_never_used(gaussian, tmp_path):
