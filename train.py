@@ -45,6 +45,7 @@ from lit_generative.checkpoints import (
     saved_class,
 )
 from lit_generative.commands import export, sample
+from lit_generative.errors import UserError
 from lit_generative.messages import calm
 from lit_generative.module import GenerativeModel
 from lit_generative.protocols import Reconstructs, Samples, Translates
@@ -102,7 +103,7 @@ class CLI(LightningCLI):
         for key, (base, package) in CHOICES.items():
             name, known = option(args, f"--{key}"), [c.__name__ for c in known_classes(base, package.__name__)]
             if name is not None and name.isidentifier() and name not in known:
-                raise ValueError(f"there is no {key} called {name}: choose from {', '.join(sorted(known))}")
+                raise UserError(f"there is no {key} called {name}: choose from {', '.join(sorted(known))}")
         path = option(args, "--ckpt_path")
         if path is not None and path not in ("best", "last", "hpc"):
             self.checkpoint = read_checkpoint(path)
@@ -119,7 +120,7 @@ class CLI(LightningCLI):
         config.name = config.name or run_name(config)
         self.version: int | None = None
         if config.get("resume") and self.config.subcommand != "fit":
-            raise ValueError("--resume goes on with training: it is for fit")
+            raise UserError("--resume goes on with training: it is for fit")
         if config.get("resume"):
             config.resume = False  # it says how this process starts, and is no setting of the run
             self._resume(config)
@@ -129,7 +130,7 @@ class CLI(LightningCLI):
 
     def _resume(self, config: Namespace) -> None:
         if config.ckpt_path is not None or config.checkpoint.dirpath is not None:
-            raise ValueError("--resume finds the checkpoint in the run's folder: leave out --ckpt_path and dirpath")
+            raise UserError("--resume finds the checkpoint in the run's folder: leave out --ckpt_path and dirpath")
         runs = Path(config.trainer.default_root_dir) / config.name
         path = newest_checkpoint(runs)
         if path is None:
@@ -166,7 +167,7 @@ class CLI(LightningCLI):
             if key in now["init_args"] and key not in FREE and plain(now["init_args"][key]) != plain(value)
         ]
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"the run of {path} was trained on other data ({', '.join(changed)}): give this one another --name, or "
                 "the same --data arguments"
             )
@@ -181,7 +182,7 @@ class CLI(LightningCLI):
             self.model.require_fitting(self.datamodule)  # before a download
         config = self.config[self.subcommand]
         if self.subcommand != "fit" and (config.ckpt_path or config.model.init_args.get("init_from")) is None:
-            raise ValueError(f"to {self.subcommand} needs weights that were trained: name a --ckpt_path")
+            raise UserError(f"to {self.subcommand} needs weights that were trained: name a --ckpt_path")
         if self.checkpoint is not None:
             require_same_shapes(self.model, self.checkpoint, self.config[self.subcommand].ckpt_path)
             require_same_meaning(self.model, self.checkpoint)

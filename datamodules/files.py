@@ -10,10 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from lit_generative.errors import UserError
+
 TIMEOUT = 10.0  # seconds without an answer from the host of a download
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set is missing, damaged or another one; the message names the file and the remedy."""
 
 

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lit_generative.models  # noqa: F401  (so that find_class knows them)
+from lit_generative.errors import UserError
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message names the file and what to do."""
 
 

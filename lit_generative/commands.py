@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lit_generative.checkpoints import load_model
+from lit_generative.errors import UserError, UserTypeError
 from lit_generative.images import grid, save_png, to_uint8
 from lit_generative.pretrained import export_programs
 from lit_generative.protocols import Samples
@@ -40,23 +41,23 @@ def sample(
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists already: choose another --output, or remove it")
     if target.suffix not in (".png", ".npz", ""):
-        raise ValueError(f"--output takes x.png, x.npz or a folder without a suffix, not {target}")
+        raise UserError(f"--output takes x.png, x.npz or a folder without a suffix, not {target}")
     if min(n, batch_size) < 1:
-        raise ValueError(f"--n and --batch_size must be positive, got {n} and {batch_size}")
+        raise UserError(f"--n and --batch_size must be positive, got {n} and {batch_size}")
     model: Any = load_model(ckpt_path)
     try:
         model.to(device)
     except RuntimeError as error:
-        raise ValueError(f"--device {device} cannot be used: {error}") from error
+        raise UserError(f"--device {device} cannot be used: {error}") from error
     if not isinstance(model, Samples):
-        raise TypeError(f"a {type(model).__name__} cannot sample")
+        raise UserTypeError(f"a {type(model).__name__} cannot sample")
     classes = getattr(model, "classes", 0)
     if label is not None and not 0 <= label < classes:
-        raise ValueError(f"label {label}: {type(model).__name__} knows {classes or 'no'} classes")
+        raise UserError(f"label {label}: {type(model).__name__} knows {classes or 'no'} classes")
     chosen: Any = options or {}
     known = list(inspect.signature(model.sample).parameters)[2:]  # behind n and c
     if unknown := [name for name in chosen if name not in known]:
-        raise ValueError(f"{type(model).__name__} has no option {unknown[0]} of samples: it has {known or 'none'}")
+        raise UserError(f"{type(model).__name__} has no option {unknown[0]} of samples: it has {known or 'none'}")
     with forked_rng(seed, device):
         labels = None if label is None else torch.full((n,), label, device=device)
         parts = torch.arange(n).split(batch_size)

@@ -11,8 +11,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from lit_generative.errors import UserError
 
-class NonFiniteError(ArithmeticError):
+
+class NonFiniteError(UserError):
     """A loss, or one of its terms, is NaN or infinite; the message names the step, the term and what to do."""
 
 

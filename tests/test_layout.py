@@ -15,6 +15,7 @@ ALLOWED = {  # package -> what it may import of ours
     "lit_generative": ("lit_generative",),
     "datamodules": (
         "datamodules",
+        "lit_generative.errors",
         "lit_generative.images",
         "lit_generative.segmentation",
         "lit_generative.statistics",
@@ -22,6 +23,7 @@ ALLOWED = {  # package -> what it may import of ours
     ),
     "callbacks": (
         "callbacks",
+        "lit_generative.errors",
         "lit_generative.protocols",
         "lit_generative.images",
         "lit_generative.interpolation",
