@@ -104,7 +104,7 @@ class FID(FirstBatch):
                     f"does not: give statistics of the real images as reference, an .npz with mu and sigma"
                 )
             net = extractor_of(trainer, data, self.extractor, self.weights_path)
-        except (TypeError, ValueError) as error:
+        except UserError as error:
             if self.strict:
                 raise
             rank_zero_info(f"no Fréchet distance: {error}")

@@ -84,7 +84,7 @@ class OODScores(FirstBatch):
             return
         try:
             require(pl_module, HasOODScores if isinstance(pl_module, HasOODScores) else HasLogProb, self)
-        except TypeError as error:
+        except UserTypeError as error:
             if self.strict:
                 raise
             rank_zero_info(f"no out-of-distribution scores: {error}")

@@ -4,6 +4,7 @@ A data set is one small file beside this one: a subclass that says where its fil
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from lit_generative.images import from_uint8
 Split = Literal["train", "test"]
 
 
-class ImageData(LightningDataModule):
+class ImageData(LightningDataModule, ABC):
     """Images in memory, as batches ``(x, c)``.
 
     x is float32 ``(B, C, H, W)`` in [0, 1], exactly k/255; c is int64 ``(B,)`` in 0..num_classes-1.
@@ -49,8 +50,12 @@ class ImageData(LightningDataModule):
     """
 
     name: str  # the class's
+
     # The facts of a data set, given by its class:
-    shape: tuple[int, int, int]  # (C, H, W) as stored
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]: ...  # (C, H, W) as stored
+
     num_classes: ClassVar[int] = 10
     val_share: ClassVar[int] = 6  # one training image in this many is for validation, by default
     files: ClassVar[dict[Split, tuple[str, ...]]]  # names without .gz

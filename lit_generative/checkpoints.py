@@ -45,7 +45,7 @@ def read_safely(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return load_file(path)
         if is_zipfile(path):  # all but files of an old torch, or torn ones
             with ZipFile(path) as file:

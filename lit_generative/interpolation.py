@@ -10,7 +10,7 @@ from lit_generative.errors import UserError
 
 def not_negative(temperature: float) -> float:
     """The temperature of samples, or a ValueError."""
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise UserError(f"temperature is not negative, got {temperature}")
     return temperature
 

@@ -113,9 +113,9 @@ class TrainLog(LightningModule):
 
     def _line_is_due(self) -> bool:
         trainer: Any = self.trainer  # its connectors add attributes that type checkers do not see
-        step = trainer.global_step
+        step, every = trainer.global_step, trainer.log_every_n_steps  # 0: no lines
         # several batches may share a step (accumulate_grad_batches), and a line is written once
-        return bool(self._sums) and step != self._logged_step and step % trainer.log_every_n_steps == 0
+        return bool(self._sums) and step != self._logged_step and every > 0 and step % every == 0
 
     def counters(self) -> dict[str, int]:
         """What a line of the curves says beside means."""

@@ -89,6 +89,16 @@ def test_hooks_are_real():
                     assert node.name in known, f"{path.relative_to(ROOT)}: {node.name}"
 
 
+def test_mistakes_of_users_have_a_class_of_their_own():
+    """Whatever else is raised counts as a bug, whose traceback is shown."""
+    builtin = {"ValueError", "TypeError", "KeyError", "RuntimeError", "AttributeError", "Exception"}
+    for path in [ROOT / "train.py", *(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                name = getattr(node.exc.func, "id", "")
+                assert name not in builtin or path.name == "checkpoints.py", f"{path.relative_to(ROOT)} raises {name}"
+
+
 def print_slow_imports():
     # (Lightning's torchmetrics imports matplotlib, scipy and torch_fidelity where they are installed)
     print([name for name in ("wandb", "tensorboard", "sklearn") if name in sys.modules], "train" in sys.modules)
