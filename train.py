@@ -1,16 +1,16 @@
 """Any model on any data: ``python train.py {fit,validate,test,predict,sample,export} --help``."""
 
+import inspect
 import json
 import os
 import signal
 import sys
 import warnings
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, Namespace, auto_cli
+from jsonargparse import Namespace, auto_cli
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import datamodules
 import lit_generative.models
@@ -34,8 +34,8 @@ from callbacks import (
     TranslationScores,
     WandbRecord,
 )
+from lit_generative.arguments import as_list, classes_first, narrow_trainer_types, option, plain
 from lit_generative.checkpoints import (
-    CheckpointError,
     data_config,
     known_classes,
     model_config,
@@ -45,16 +45,17 @@ from lit_generative.checkpoints import (
     saved_class,
 )
 from lit_generative.commands import export, sample
-from lit_generative.messages import calm
+from lit_generative.errors import UserError
+from lit_generative.messages import calm, please_report, readable
 from lit_generative.module import GenerativeModel
 from lit_generative.protocols import Reconstructs, Samples, Translates
 from lit_generative.runs import LastCheckpoint, RunLogger, WholeCheckpoints, newest_checkpoint
-from lit_generative.sampling import no_memory
 from lit_generative.train_log import NonFiniteError
 
 DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` and `export` take a checkpoint."
 FREE = ("data_dir", "batch_size", "cache_dir", "download")  # what a run that goes on may change of its data
 DEFAULT_MONITOR = GenerativeModel.monitor
+RUNS = "runs"  # the default of --trainer.default_root_dir, which loggers with this save_dir follow
 CHOICES = {"model": (LightningModule, lit_generative.models), "data": (LightningDataModule, datamodules)}
 
 
@@ -62,7 +63,8 @@ class CLI(LightningCLI):
     """LightningCLI in which a checkpoint is enough, and whatever is said on the command line wins over it."""
 
     def __init__(self, args: list[str], debug: bool = False) -> None:
-        self.debug = debug
+        self.debug, self.args = debug, args
+        self.failure: Exception | None = None  # of a constructor
         parser_kwargs = {name: {"exit_on_error": False} for name in self.subcommands()}
         self.checkpoint: dict[str, Any] | None = None
         super().__init__(
@@ -71,7 +73,7 @@ class CLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            trainer_defaults={"default_root_dir": "runs"},
+            trainer_defaults={"default_root_dir": RUNS},
             parser_kwargs={"description": DESCRIPTION, "exit_on_error": False, **parser_kwargs},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # checkpoints are the same from here and from a notebook
@@ -79,6 +81,11 @@ class CLI(LightningCLI):
         )
 
     # -- arguments ---------------------------------------------------------------------------------
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method there
+        """The one that was asked for, whose parser alone is built; all for the help, or where there is none."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in self.args[:1] if name in known} or known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, help="Name of the run's folder (default: the recipe's).")
@@ -89,6 +96,8 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         best = {"monitor": DEFAULT_MONITOR, "filename": "best", "enable_version_counter": False}
         parser.set_defaults({f"checkpoint.{key}": value for key, value in best.items()})
+        narrow_trainer_types(parser)
+        parser.add_instantiator(self._build, object)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -100,9 +109,10 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Put what a checkpoint says of its model and data before all arguments, so that those win."""
         for key, (base, package) in CHOICES.items():
-            name, known = option(args, f"--{key}"), [c.__name__ for c in known_classes(base, package.__name__)]
+            name, classes = option(args, f"--{key}"), known_classes(base, package.__name__)
+            known = [cls.__name__ for cls in classes if not inspect.isabstract(cls)]
             if name is not None and name.isidentifier() and name not in known:
-                raise ValueError(f"there is no {key} called {name}: choose from {', '.join(sorted(known))}")
+                raise UserError(f"there is no {key} called {name}: choose from {', '.join(sorted(known))}")
         path = option(args, "--ckpt_path")
         if path is not None and path not in ("best", "last", "hpc"):
             self.checkpoint = read_checkpoint(path)
@@ -119,7 +129,7 @@ class CLI(LightningCLI):
         config.name = config.name or run_name(config)
         self.version: int | None = None
         if config.get("resume") and self.config.subcommand != "fit":
-            raise ValueError("--resume goes on with training: it is for fit")
+            raise UserError("--resume goes on with training: it is for fit")
         if config.get("resume"):
             config.resume = False  # it says how this process starts, and is no setting of the run
             self._resume(config)
@@ -129,7 +139,7 @@ class CLI(LightningCLI):
 
     def _resume(self, config: Namespace) -> None:
         if config.ckpt_path is not None or config.checkpoint.dirpath is not None:
-            raise ValueError("--resume finds the checkpoint in the run's folder: leave out --ckpt_path and dirpath")
+            raise UserError("--resume finds the checkpoint in the run's folder: leave out --ckpt_path and dirpath")
         runs = Path(config.trainer.default_root_dir) / config.name
         path = newest_checkpoint(runs)
         if path is None:
@@ -166,7 +176,7 @@ class CLI(LightningCLI):
             if key in now["init_args"] and key not in FREE and plain(now["init_args"][key]) != plain(value)
         ]
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"the run of {path} was trained on other data ({', '.join(changed)}): give this one another --name, or "
                 "the same --data arguments"
             )
@@ -176,12 +186,30 @@ class CLI(LightningCLI):
 
     # -- objects -----------------------------------------------------------------------------------
 
+    def _build(self, cls: type, *args: Any, **kwargs: Any) -> Any:
+        """``cls(*args, **kwargs)`` of what the configuration names."""
+        if kwargs.get("save_dir") == RUNS:
+            kwargs["save_dir"] = self.config[self.config.subcommand].trainer.default_root_dir
+        try:
+            return cls(*args, **kwargs)
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError:  # jsonargparse's account of the types it tried hides what a constructor said
+            if self.failure is None:
+                raise
+            raise self.failure from self.failure.__cause__
+
     def after_instantiate_classes(self) -> None:
         if isinstance(self.model, GenerativeModel):
             self.model.require_fitting(self.datamodule)  # before a download
         config = self.config[self.subcommand]
         if self.subcommand != "fit" and (config.ckpt_path or config.model.init_args.get("init_from")) is None:
-            raise ValueError(f"to {self.subcommand} needs weights that were trained: name a --ckpt_path")
+            raise UserError(f"to {self.subcommand} needs weights that were trained: name a --ckpt_path")
         if self.checkpoint is not None:
             require_same_shapes(self.model, self.checkpoint, self.config[self.subcommand].ckpt_path)
             require_same_meaning(self.model, self.checkpoint)
@@ -191,6 +219,10 @@ class CLI(LightningCLI):
         config = self.config_init[self.subcommand]
         folder, name = Path(config.trainer.default_root_dir), config.name
         trains = self.subcommand == "fit"
+        if config.trainer.barebones:
+            quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+            for key in quiet:
+                config.trainer[key] = bool(config.trainer[key])
         saves = trains and not config.trainer.fast_dev_run and config.trainer.enable_checkpointing is not False
         if not saves:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
@@ -222,7 +254,8 @@ class CLI(LightningCLI):
             plugins.append(WholeCheckpoints())
         kwargs["plugins"] = plugins
         callbacks: list[Callback] = as_list(config.trainer.callbacks)
-        if config.trainer.callbacks != [] and not any(isinstance(c, PICTURES) for c in callbacks):  # []: none
+        pictures = config.trainer.callbacks != [] and not config.trainer.barebones  # []: none
+        if pictures and not any(isinstance(c, PICTURES) for c in callbacks):
             callbacks += [callback() for callback in default_pictures(self.model)]
             if self.subcommand == "test" and isinstance(self.model, Translates):
                 callbacks += [TranslationScores()]
@@ -265,38 +298,6 @@ def start_wandb(logger: WandbLogger) -> None:
         logger.experiment  # noqa: B018
 
 
-def plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def as_list(value: Any) -> list[Any]:
-    """What the Trainer takes as one object, several or a default, as a list of objects."""
-    if value in (None, True):
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def option(args: list[str], flag: str) -> str | None:
-    """The value of ``--flag value`` or ``--flag=value``, the last one if repeated."""
-    values = [a.split("=", 1)[1] for a in args if a.startswith(f"{flag}=")]
-    values += [b for a, b in pairwise(args) if a == flag]
-    return values[-1] if values else None
-
-
-def classes_first(args: list[str]) -> list[str]:
-    """Recipes, then the names of classes, then the rest: an argument cannot be read before its class is known."""
-    first: dict[str, list[str]] = {"--config": [], "--model": [], "--data": []}
-    rest, remaining = [], iter(args)
-    for arg in remaining:
-        flag, equals, value = arg.partition("=")
-        flag = "--config" if flag == "-c" else flag
-        if flag in first:
-            first[flag] += [flag, value if equals else next(remaining, "")]
-        else:
-            rest.append(arg)
-    return [*first["--config"], *first["--model"], *first["--data"], *rest]
-
-
 def run_name(config: Namespace) -> str:
     """A run is named after its first recipe, fragments aside, or after its model and data."""
     for path in config.get("config") or []:
@@ -304,13 +305,6 @@ def run_name(config: Namespace) -> str:
         if path is not None and Path(str(path)).absolute().parent.name not in ("logger", "trainer"):
             return Path(str(path)).stem
     return "_".join(config[key].class_path.split(".")[-1].lower() for key in CHOICES)
-
-
-def readable(error: Exception) -> str:
-    """The message without the parser's account of the types that it tried in vain."""
-    noise = ("Does not validate against", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith(noise))
 
 
 def leave_together() -> None:
@@ -321,7 +315,7 @@ def leave_together() -> None:
 
 
 def main(args: list[str]) -> None:
-    """Run a subcommand; a user's mistake ends in a message and exit code 1, with ``--debug`` in a traceback."""
+    """Run a subcommand; a user's mistake ends in a line, all else in a traceback, as with ``--debug``: exit code 1."""
     debug = "--debug" in args
     with calm(debug):
         run([a for a in args if a != "--debug"], debug)
@@ -340,20 +334,15 @@ def run(args: list[str], debug: bool) -> None:
     except SIGTERMException as asked:
         leave_together()
         sys.exit(128 + int(next(iter(asked.args), signal.SIGTERM)))
-    except (
-        ArgumentError, CheckpointError, MisconfigurationException, NonFiniteError, OSError, TypeError, ValueError,
-    ) as error:  # fmt: skip
-        if debug:
+    except Exception as error:
+        message = readable(error)
+        if message is None:
+            error.add_note(please_report(args))
+        if message is None or debug:
             raise
         # a loss that is no number ends all processes, and one of them says so
         said = isinstance(error, NonFiniteError) and int(os.environ.get("LOCAL_RANK", 0)) > 0
-        sys.exit(1 if said else f"error: {readable(error)} (--debug shows where)")
-    except RuntimeError as error:
-        lost = "by peer" in str(error)  # which gloo says of connections
-        if debug or not (lost or no_memory(error)):
-            raise
-        reason = "another process of this run has ended: it said why above, or was killed, as for want of memory"
-        sys.exit(f"error: {reason if lost else str(error).splitlines()[0]} (--debug shows where)")
+        sys.exit(1 if said else f"error: {message} (--debug shows where)")
 
 
 if __name__ == "__main__":

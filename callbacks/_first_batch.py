@@ -7,6 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lit_generative.errors import UserError
+
 
 class FirstBatch(Callback):
     """Look at the model after the first batch of a validation that is due, and of a test.
@@ -36,13 +38,13 @@ class FirstBatch(Callback):
             if getattr(callback, "monitor", None) != metric:
                 continue
             if of_test_images:
-                raise ValueError(
+                raise UserError(
                     f"{type(callback).__name__} must not choose by {metric}, a distance to test images: set reference "
                     f"of {type(self).__name__} to train"
                 )
             every = callback._every_n_epochs if isinstance(callback, ModelCheckpoint) else n
             if not n or every < 1 or every % n:
-                raise ValueError(
+                raise UserError(
                     f"checkpoints are chosen by {metric}, which is computed "
                     f"{f'every {n} epochs' if n else 'in test only'}: set --checkpoint.every_n_epochs {n or 1}, "
                     f"and every_n_epochs of {type(self).__name__} to a divisor of it"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from callbacks._logging import log_image, run_folder
 from callbacks._picture import Picture
+from lit_generative.errors import UserError
 from lit_generative.images import grid
 from lit_generative.randomness import forked_rng
 
@@ -25,7 +26,7 @@ class FirstImages(Picture):
     def __init__(self, n: int, every_n_epochs: int, seed: int) -> None:
         super().__init__(every_n_epochs, seed)
         if n < 1:
-            raise ValueError(f"{type(self).__name__}: n starts at 1, got {n}")
+            raise UserError(f"{type(self).__name__}: n starts at 1, got {n}")
         self.n = n
         self._rows: list[Tensor] = []
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from callbacks._logging import log_film, log_image, run_folder
 from callbacks._picture import Picture
+from lit_generative.errors import UserError
 from lit_generative.images import grid
 from lit_generative.randomness import forked_rng
 
@@ -20,7 +21,7 @@ class Frames(Picture):
     def __init__(self, n: int, every: int, every_n_epochs: int, seed: int) -> None:
         super().__init__(every_n_epochs, seed)
         if min(n, every) < 1:
-            raise ValueError(f"{type(self).__name__}: n and every start at 1, got {n} and {every}")
+            raise UserError(f"{type(self).__name__}: n and every start at 1, got {n} and {every}")
         self.n, self.every = n, every
 
     def frames(self, model: Any, batch: Any) -> Tensor:

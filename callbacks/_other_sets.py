@@ -9,6 +9,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lit_generative.errors import UserError
+
 
 def other_sets(own: Any, given: Iterable[Any]) -> dict[str, Any]:
     """The given sets by name, without the model's ``own`` and without repetitions.
@@ -46,7 +48,7 @@ def stored_test_images(trainer: Trainer, data: Any, strict: bool) -> Tensor | No
             if first is (trainer.local_rank == 0):
                 data.prepare_data()
                 images = data.stored("test")[0]
-        except ValueError as error:
+        except UserError as error:
             failure = error
         trainer.strategy.barrier("ood")
     if failure is not None and strict:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from callbacks._first_batch import FirstBatch
 from callbacks._logging import log_image, run_folder
+from lit_generative.errors import UserError
 from lit_generative.protocols import require
 from lit_generative.randomness import forked_rng
 from lit_generative.sampling import Conditions
@@ -25,7 +26,7 @@ class Picture(FirstBatch):
 
     def __init__(self, every_n_epochs: int = 1, seed: int = 0) -> None:
         if every_n_epochs < 1:
-            raise ValueError(f"{type(self).__name__}: every_n_epochs must be at least 1, got {every_n_epochs}")
+            raise UserError(f"{type(self).__name__}: every_n_epochs must be at least 1, got {every_n_epochs}")
         self.every_n_epochs, self.seed = every_n_epochs, seed
 
     def draw(self, model: Any, batch: Any) -> Tensor:

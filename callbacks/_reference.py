@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lit_generative.errors import UserError
 from lit_generative.features import exact_float32, fingerprint, load_extractor, shipped
 from lit_generative.metrics import Features, Gaussian
 from lit_generative.randomness import forked_rng
@@ -60,7 +61,7 @@ def reference_statistics(
     if trainer.is_global_zero and path.exists():
         try:
             real = read_statistics(path, key)
-        except ValueError as error:
+        except UserError as error:
             rank_zero_warn(f"{error}; computing them anew")
     if trainer.strategy.broadcast(real is not None):
         return real

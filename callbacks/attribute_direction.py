@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks._first_images import FirstImages
+from lit_generative.errors import UserError, UserTypeError
 from lit_generative.images import from_uint8
 from lit_generative.protocols import HasLatent
 
@@ -37,7 +38,7 @@ class AttributeDirection(FirstImages):
     ) -> None:
         super().__init__(n, every_n_epochs, seed)
         if not steps or num_images < 1:
-            raise ValueError(f"AttributeDirection: there must be steps and num_images; got {steps}, {num_images}")
+            raise UserError(f"AttributeDirection: there must be steps and num_images; got {steps}, {num_images}")
         self.classes, self.steps, self.num_images = tuple(classes), tuple(steps), num_images
         self.what = f"images of class {classes[0]}"
 
@@ -47,13 +48,15 @@ class AttributeDirection(FirstImages):
             return
         data: Any = getattr(trainer, "datamodule", None)
         if not (hasattr(data, "stored") and hasattr(data, "as_test")):
-            raise TypeError(f"AttributeDirection: {type(data).__name__} does not give its images (`stored`, `as_test`)")
+            raise UserTypeError(
+                f"AttributeDirection: {type(data).__name__} does not give its images (`stored`, `as_test`)"
+            )
         images, labels = data.stored("train")
         self._images = []
         for label in self.classes:
             (chosen,) = (labels == label).nonzero(as_tuple=True)
             if not len(chosen):
-                raise ValueError(
+                raise UserError(
                     f"AttributeDirection: {data.name} has no images of class {label}; it has "
                     f"{labels.unique().tolist()}: choose other classes, or leave the callback out"
                 )

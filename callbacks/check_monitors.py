@@ -4,6 +4,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from callbacks._first_batch import FirstBatch
+from lit_generative.errors import UserError
 
 
 class CheckMonitors(Callback):
@@ -34,7 +35,7 @@ class CheckMonitors(Callback):
             if name is not None and name not in logged and not name.startswith("train/"):
                 chosen = isinstance(callback, ModelCheckpoint)
                 other = "--checkpoint.monitor (null: keep the last)" if chosen else "the monitor of EarlyStopping"
-                raise ValueError(
+                raise UserError(
                     f"{type(callback).__name__} follows {name}, but nothing in this run logs it; logged in validation: "
                     f"{', '.join(sorted(logged)) or 'nothing'}. Add the callback that logs it to --trainer.callbacks, "
                     f"or change {other}"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from callbacks._every_batch import EveryBatch
 from lit_generative.disentanglement import factor_vae_score, mutual_information_gap
+from lit_generative.errors import UserError, UserTypeError
 from lit_generative.protocols import HasPosterior, require
 
 
@@ -27,14 +28,14 @@ class Disentanglement(EveryBatch):
 
     def __init__(self, votes: int = 800, images: int = 100, seed: int = 0) -> None:
         if votes < 1 or images < 2:
-            raise ValueError(f"Disentanglement: votes starts at 1, images at 2; got {votes}, {images}")
+            raise UserError(f"Disentanglement: votes starts at 1, images at 2; got {votes}, {images}")
         self.votes, self.images, self.seed = votes, images, seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         require(pl_module, HasPosterior, self)
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "factors"):
-            raise TypeError(
+            raise UserTypeError(
                 f"Disentanglement needs data whose factors are known (`factors`), as Sprites has them, "
                 f"but {type(data).__name__} has none"
             )

@@ -11,6 +11,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from lit_generative.errors import UserError
+
 
 class EMA(Callback):
     """Keep averaged weights, and put them in place wherever the model is looked at.
@@ -28,7 +30,7 @@ class EMA(Callback):
 
     def __init__(self, networks: Sequence[str] = ("generator",), decay: float = 0.999, every_n_steps: int = 1) -> None:
         if not networks or not 0 <= decay < 1 or every_n_steps < 1:
-            raise ValueError(
+            raise UserError(
                 f"EMA needs names of networks, a decay in [0, 1) and every_n_steps of at least 1; got {networks}, "
                 f"{decay}, {every_n_steps}"
             )
@@ -44,11 +46,11 @@ class EMA(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         own = [name for name, _ in pl_module.named_children()]
         if missing := [name for name in self.networks if name not in own]:
-            raise ValueError(
+            raise UserError(
                 f"EMA: {type(pl_module).__name__} has no network {', '.join(missing)}; choose from {', '.join(own)}"
             )
         if isinstance(trainer.strategy, FSDPStrategy):
-            raise ValueError("EMA wants whole weights, of which FSDP gives every process a part: leave one of them out")
+            raise UserError("EMA wants whole weights, of which FSDP gives every process a part: leave one of them out")
         if stage == "fit" and self._model() is not pl_module:
             self._model, self._in_place = weakref.ref(pl_module), False
             self._averages = {

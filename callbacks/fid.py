@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from callbacks._first_batch import FirstBatch
 from callbacks._reference import FeatureCollector, extractor_of, reference_statistics
+from lit_generative.errors import UserError, UserTypeError
 from lit_generative.images import to_uint8
 from lit_generative.metrics import Gaussian, density_coverage, frechet_distance, kernel_distance, precision_recall
 from lit_generative.protocols import Samples, require
@@ -70,7 +71,7 @@ class FID(FirstBatch):
         trust_reference: bool = False,
     ) -> None:
         if num_samples < 2 or batch_size < 1 or min(every_n_epochs, neighbours) < 0:
-            raise ValueError(
+            raise UserError(
                 "FID: num_samples starts at 2, batch_size at 1, every_n_epochs and neighbours at 0; got "
                 f"{num_samples}, {batch_size}, {every_n_epochs}, {neighbours}"
             )
@@ -98,12 +99,12 @@ class FID(FirstBatch):
             data: Any = getattr(trainer, "datamodule", None)
             from_file = self.reference not in ("train", "test")
             if not from_file and not (hasattr(data, "stored") and hasattr(data, "convert")):
-                raise TypeError(
+                raise UserTypeError(
                     f"FID needs a datamodule that gives its images (`stored`, `convert`), but {type(data).__name__} "
                     f"does not: give statistics of the real images as reference, an .npz with mu and sigma"
                 )
             net = extractor_of(trainer, data, self.extractor, self.weights_path)
-        except (TypeError, ValueError) as error:
+        except UserError as error:
             if self.strict:
                 raise
             rank_zero_info(f"no Fréchet distance: {error}")
@@ -113,7 +114,7 @@ class FID(FirstBatch):
         self.logged = (f"fid_{self.metric}",)
         same = [c for c in trainer.callbacks if type(c) is type(self) and c.net is not None]  # type: ignore[attr-defined]
         if any(c.name == self.name for c in same):
-            raise ValueError(f"two {type(self).__name__} callbacks have the extractor {self.name}: leave one out")
+            raise UserError(f"two {type(self).__name__} callbacks have the extractor {self.name}: leave one out")
         self._first = not same and not self.subject  # the one whose precision, recall, ... are logged
         self.net = net
         shape: Any = getattr(data, "image_shape", None) or pl_module.image_shape
@@ -122,7 +123,7 @@ class FID(FirstBatch):
             preparation, path = getattr(net, "preparation", ""), Path(self.reference).expanduser()
             self._real = read_reference(path, self.name, preparation, shape, self.trust_reference)
             if len(self._real.mean) != self.dims:
-                raise ValueError(
+                raise UserError(
                     f"{self.reference} has {len(self._real.mean)} features, but {self.name} gives {self.dims}: "
                     "choose the extractor that the statistics were made with"
                 )

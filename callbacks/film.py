@@ -4,6 +4,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from callbacks._logging import run_folder, write_film
+from lit_generative.errors import UserError
 
 
 class Film(Callback):
@@ -18,7 +19,7 @@ class Film(Callback):
 
     def __init__(self, name: str = "samples", seconds: float = 0.3) -> None:
         if seconds <= 0:
-            raise ValueError(f"Film: seconds must be positive, got {seconds}")
+            raise UserError(f"Film: seconds must be positive, got {seconds}")
         self.name, self.seconds = name, seconds
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_generative.errors import UserError
+
 
 class Finetuning(BaseFinetuning):
     """Freeze sub-modules, let them learn from some epoch on, and give sub-modules learning rates of their own.
@@ -41,10 +43,10 @@ class Finetuning(BaseFinetuning):
         for pattern in (*self.patterns, *self.unfreeze_at, *self.lr_factors):
             if not any(_named(pl_module, pattern)):
                 top = ", ".join(name for name, _ in pl_module.named_children())
-                raise ValueError(f"Finetuning: {type(pl_module).__name__} has no {pattern}; it begins with {top}")
+                raise UserError(f"Finetuning: {type(pl_module).__name__} has no {pattern}; it begins with {top}")
         if self.unfreeze_at and trainer.world_size > 1:
             # DDP looks once at what learns, and would leave what is freed later to each process
-            raise ValueError("Finetuning: what is unfrozen later cannot be shared by processes: run in one")
+            raise UserError("Finetuning: what is unfrozen later cannot be shared by processes: run in one")
         super().setup(trainer, pl_module, stage)
 
     def freeze_before_training(self, pl_module: LightningModule) -> None:
@@ -78,7 +80,7 @@ class Finetuning(BaseFinetuning):
         super().on_fit_start(trainer, pl_module)
         for optimizer in trainer.optimizers:
             if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
-                raise ValueError("Finetuning: nothing is left to learn for one of the optimisers: freeze less")
+                raise UserError("Finetuning: nothing is left to learn for one of the optimisers: freeze less")
 
 
 def _named(model: nn.Module, pattern: str) -> Iterator[nn.Module]:

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from callbacks._picture import Picture
+from lit_generative.errors import UserError
 from lit_generative.images import grid
 from lit_generative.protocols import Interpolates
 
@@ -17,7 +18,7 @@ class LatentInterpolation(Picture):
     def __init__(self, n: int = 8, steps: int = 10, every_n_epochs: int = 1, seed: int = 0) -> None:
         super().__init__(every_n_epochs, seed)
         if n < 1 or steps < 2:
-            raise ValueError(f"{type(self).__name__}: n starts at 1, steps at 2; got {n} and {steps}")
+            raise UserError(f"{type(self).__name__}: n starts at 1, steps at 2; got {n} and {steps}")
         self.n, self.steps = n, steps
 
     def draw(self, model: Any, batch: Any) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from callbacks._picture import Picture
+from lit_generative.errors import UserError
 from lit_generative.images import grid
 from lit_generative.interpolation import manifold
 from lit_generative.protocols import HasLatent
@@ -18,7 +19,7 @@ class LatentManifold(Picture):
     def __init__(self, steps: int = 8, every_n_epochs: int = 1, seed: int = 0) -> None:
         super().__init__(every_n_epochs, seed)
         if steps < 2:
-            raise ValueError(f"{type(self).__name__}: steps starts at 2, got {steps}")
+            raise UserError(f"{type(self).__name__}: steps starts at 2, got {steps}")
         self.steps = steps
 
     def draw(self, model: Any, batch: Any) -> Tensor:

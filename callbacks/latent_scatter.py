@@ -9,6 +9,7 @@ from torch import Tensor
 from callbacks._every_batch import EveryBatch
 from callbacks._logging import log_image, run_folder
 from callbacks._plots import scatter
+from lit_generative.errors import UserError
 from lit_generative.protocols import HasLatent, require
 
 
@@ -23,7 +24,7 @@ class LatentScatter(EveryBatch):
 
     def __init__(self, num_images: int = 5000, every_n_epochs: int = 1, seed: int = 0) -> None:
         if num_images < 1 or every_n_epochs < 0:
-            raise ValueError(
+            raise UserError(
                 f"LatentScatter: num_images starts at 1, every_n_epochs at 0; got {num_images}, {every_n_epochs}"
             )
         self.num_images, self.every_n_epochs, self.seed = num_images, every_n_epochs, seed

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from callbacks._picture import Picture
+from lit_generative.errors import UserError
 from lit_generative.images import grid
 from lit_generative.protocols import HasLatent
 
@@ -29,7 +30,7 @@ class LatentTraversal(Picture):
     ) -> None:
         super().__init__(every_n_epochs, seed)
         if steps < 2 or dims < 1 or not 0 <= quantile < 0.5:
-            raise ValueError(
+            raise UserError(
                 "LatentTraversal: steps starts at 2, dims at 1, quantile lies in [0, 0.5); "
                 f"got {steps}, {dims}, {quantile}"
             )

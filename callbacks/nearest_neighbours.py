@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks._picture import Picture
+from lit_generative.errors import UserError, UserTypeError
 from lit_generative.images import from_uint8, grid, to_uint8
 from lit_generative.protocols import Samples
 
@@ -22,19 +23,21 @@ class NearestNeighbours(Picture):
     def __init__(self, n: int = 8, k: int = 7, every_n_epochs: int = 10, seed: int = 0) -> None:
         super().__init__(every_n_epochs, seed)
         if min(n, k) < 1:
-            raise ValueError(f"{type(self).__name__}: n and k must be at least 1, got {n} and {k}")
+            raise UserError(f"{type(self).__name__}: n and k must be at least 1, got {n} and {k}")
         self.n, self.k = n, k
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         data: Any = getattr(trainer, "datamodule", None)
         if not (hasattr(data, "stored") and hasattr(data, "convert")):
-            raise TypeError(f"NearestNeighbours: {type(data).__name__} does not give its images (`stored`, `convert`)")
+            raise UserTypeError(
+                f"NearestNeighbours: {type(data).__name__} does not give its images (`stored`, `convert`)"
+            )
         if stage == "predict":
             return
         self.images = data.convert(data.stored("train")[0])
         if self.k > len(self.images):
-            raise ValueError(f"NearestNeighbours: k = {self.k}, but there are {len(self.images)} training images")
+            raise UserError(f"NearestNeighbours: k = {self.k}, but there are {len(self.images)} training images")
 
     def draw(self, model: Any, batch: Any) -> Tensor:
         x = to_uint8(self.conditions.draw(model, self.n)).cpu()

@@ -15,6 +15,7 @@ from callbacks._other_sets import other_sets, stored_test_images
 from callbacks._plots import histograms
 from callbacks._tables import HOW, OWN, WARNING, score_table, short_table, write_scores
 from lit_generative.checkpoints import load_model
+from lit_generative.errors import UserError, UserTypeError
 from lit_generative.images import from_uint8
 from lit_generative.metrics import PerImage
 from lit_generative.protocols import HasLogProb, HasOODScores, require
@@ -60,9 +61,9 @@ class OODScores(FirstBatch):
         seed: int = 0,
     ) -> None:
         if min(num_images, batch_size, resamples) < 1 or every_n_epochs < 0:
-            raise ValueError("OODScores: num_images, batch_size and resamples start at 1, every_n_epochs at 0")
+            raise UserError("OODScores: num_images, batch_size and resamples start at 1, every_n_epochs at 0")
         if headline == "ratio" and background is None:
-            raise ValueError("OODScores: headline ratio needs the checkpoint of a background")
+            raise UserError("OODScores: headline ratio needs the checkpoint of a background")
         self.data, self.background, self.synthetic, self.num_images = data, background, synthetic, num_images
         self.headline, self.every_n_epochs, self.batch_size = headline, every_n_epochs, batch_size
         self.resamples, self.strict, self.seed = resamples, strict, seed
@@ -83,7 +84,7 @@ class OODScores(FirstBatch):
             return
         try:
             require(pl_module, HasOODScores if isinstance(pl_module, HasOODScores) else HasLogProb, self)
-        except TypeError as error:
+        except UserTypeError as error:
             if self.strict:
                 raise
             rank_zero_info(f"no out-of-distribution scores: {error}")
@@ -93,12 +94,12 @@ class OODScores(FirstBatch):
             if not all(
                 hasattr(data, name) for name in ("stored", "stored_depends_on", "as_test", "describe_conversion")
             ):
-                raise TypeError(f"OODScores: {type(data).__name__} does not give its images (`stored`, `as_test`)")
+                raise UserTypeError(f"OODScores: {type(data).__name__} does not give its images (`stored`, `as_test`)")
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if (monitor := str(getattr(callback, "monitor", ""))).startswith("ood/"):
-                raise ValueError(f"a checkpoint must not be chosen by {monitor}: these are test images")
+                raise UserError(f"a checkpoint must not be chosen by {monitor}: these are test images")
         if self.background is not None and not isinstance(pl_module, HasLogProb):
-            raise ValueError("OODScores: a background is for likelihood ratios, and this model has no likelihood")
+            raise UserError("OODScores: a background is for likelihood ratios, and this model has no likelihood")
         own_headline = "complexity" if isinstance(pl_module, HasLogProb) else getattr(pl_module, "ood_headline", "")
         self._headline = self.headline or own_headline
         self._pixels = "x".join(map(str, own.image_shape)) + (" binary pixels" if own.levels == 2 else " 8-bit pixels")
@@ -210,7 +211,7 @@ class OODScores(FirstBatch):
         self._auroc = {key: measures["auroc"][0] for key, measures in measured.items()}
         self._table = score_table(self._scores, log_probs, self._kind, measured)
         if self.headline and self.headline not in inside:
-            raise ValueError(f"OODScores: no score is called {self.headline}: choose from {', '.join(inside)}")
+            raise UserError(f"OODScores: no score is called {self.headline}: choose from {', '.join(inside)}")
         if headline := [metrics[key] for n in self._others if (key := f"{n}/auroc_{self._headline}") in metrics]:
             metrics[f"auroc_{self._headline}"] = sum(headline) / len(headline)
         broken = sum(int((~values.isfinite()).sum()) for scores in self._scores.values() for values in scores.values())

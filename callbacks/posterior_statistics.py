@@ -11,6 +11,7 @@ from callbacks._every_batch import EveryBatch
 from callbacks._logging import log_image, run_folder
 from callbacks._plots import bars
 from lit_generative.disentanglement import kl_decomposition, total_correlation_bound
+from lit_generative.errors import UserError
 from lit_generative.protocols import HasPosterior, require
 
 
@@ -32,7 +33,7 @@ class PosteriorStatistics(EveryBatch):
 
     def __init__(self, num_images: int = 1000, every_n_epochs: int = 1, seed: int = 0) -> None:
         if num_images < 2 or every_n_epochs < 0:
-            raise ValueError(
+            raise UserError(
                 f"PosteriorStatistics: num_images starts at 2, every_n_epochs at 0; got {num_images}, {every_n_epochs}"
             )
         self.num_images, self.every_n_epochs, self.seed = num_images, every_n_epochs, seed

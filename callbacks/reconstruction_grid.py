@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from callbacks._first_images import FirstImages
+from lit_generative.errors import UserError
 from lit_generative.images import grid
 from lit_generative.protocols import Reconstructs
 
@@ -18,7 +19,7 @@ class ReconstructionGrid(FirstImages):
     def __init__(self, n: int = 32, columns: int = 8, every_n_epochs: int = 1, seed: int = 0) -> None:
         super().__init__(n, every_n_epochs, seed)
         if columns < 1:
-            raise ValueError(f"{type(self).__name__}: columns starts at 1, got {columns}")
+            raise UserError(f"{type(self).__name__}: columns starts at 1, got {columns}")
         self.columns = columns
 
     def rows(self, model: Any, x: Tensor, c: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from callbacks._picture import Picture
+from lit_generative.errors import UserError
 from lit_generative.images import grid
 from lit_generative.protocols import Samples
 
@@ -20,7 +21,7 @@ class SampleGrid(Picture):
         super().__init__(every_n_epochs, seed)
         self.guidance = guidance
         if min(n, columns) < 1:
-            raise ValueError(f"{type(self).__name__}: n and columns must be at least 1, got {n} and {columns}")
+            raise UserError(f"{type(self).__name__}: n and columns must be at least 1, got {n} and {columns}")
         self.n, self.columns = n, columns
 
     def draw(self, model: Any, batch: Any) -> Tensor:

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_generative.errors import UserError
 from lit_generative.train_log import NonFiniteError
 
 
@@ -23,14 +24,14 @@ class SkipNonFinite(Callback):
 
     def __init__(self, at_most: int = 10) -> None:
         if at_most < 1:
-            raise ValueError(f"SkipNonFinite: at_most starts at 1, got {at_most}")
+            raise UserError(f"SkipNonFinite: at_most starts at 1, got {at_most}")
         self.at_most = at_most
         self._in_a_row: dict[int, int] = {}  # by optimiser
         self._buffers: list[Tensor] = []  # as they were before the step
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            raise ValueError("16-mixed leaves out such steps by itself: remove SkipNonFinite, or choose bf16-mixed")
+            raise UserError("16-mixed leaves out such steps by itself: remove SkipNonFinite, or choose bf16-mixed")
         pl_module.stops_at_non_finite = False
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from callbacks._every_batch import EveryBatch
+from lit_generative.errors import UserError
 from lit_generative.images import from_uint8, to_uint8
 from lit_generative.protocols import Translates, require
 from lit_generative.segmentation import confusion, label_scores, nearest_colour
@@ -40,7 +41,7 @@ class TranslationScores(EveryBatch):
         self, segmentation: nn.Module | None = None, lpips: bool | None = None, every_n_epochs: int = 1, seed: int = 0
     ) -> None:
         if every_n_epochs < 0:
-            raise ValueError(f"TranslationScores: every_n_epochs starts at 0, got {every_n_epochs}")
+            raise UserError(f"TranslationScores: every_n_epochs starts at 0, got {every_n_epochs}")
         self.segmentation, self.lpips = segmentation, lpips
         self.every_n_epochs, self.seed = every_n_epochs, seed
         self._perceptual: Any = None
@@ -51,7 +52,7 @@ class TranslationScores(EveryBatch):
         self._labels = getattr(self._data, "label_side", None)  # which side of the pairs are labels, if any
         if self.segmentation is not None:
             if self._labels != "source":
-                raise ValueError(
+                raise UserError(
                     "TranslationScores: a segmentation network looks at translations of labels whose classes are "
                     f"known, and the source images of {type(self._data).__name__} are none: leave it out"
                 )
@@ -60,7 +61,7 @@ class TranslationScores(EveryBatch):
             shape, classes = data.image_shape, len(data.palette)
             given = tuple(self._logits(torch.zeros(1, *shape)).shape)
             if given != (1, classes, *shape[1:]):
-                raise ValueError(
+                raise UserError(
                     f"TranslationScores: {type(self.segmentation).__name__} gives {given} for an image {shape}, not "
                     f"logits of {classes} classes for each of its pixels"
                 )

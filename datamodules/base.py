@@ -1,6 +1,7 @@
 """What all data sets of images share; each is a small file that says where its files lie and how to read them."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from lit_generative.images import from_uint8
 Split = Literal["train", "test"]
 
 
-class ImageData(LightningDataModule):
+class ImageData(LightningDataModule, ABC):
     """Images in memory, as batches ``(x, c)``.
 
     x is float32 ``(B, C, H, W)`` in [0, 1], exactly k/255; c is int64 ``(B,)`` in 0..num_classes-1. Loaders yield uint8
@@ -45,8 +46,12 @@ class ImageData(LightningDataModule):
     """
 
     name: str  # the class's
+
     # The facts of a data set, given by its class:
-    shape: tuple[int, int, int]  # (C, H, W) as stored
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]: ...  # (C, H, W) as stored
+
     num_classes: ClassVar[int] = 10
     val_share: ClassVar[int] = 6  # one training image in this many is for validation, by default
     files: ClassVar[dict[Split, tuple[str, ...]]]  # names without .gz

@@ -14,6 +14,7 @@ from datamodules.files import DataError
 from datamodules.image_cache import Files, open_image
 from datamodules.paired_folder import halves, pairs_in, scaled
 from datamodules.pairs import PairedImages
+from lit_generative.errors import UserError
 from lit_generative.images import from_uint8
 from lit_generative.segmentation import nearest_colour
 
@@ -163,13 +164,13 @@ class Cityscapes(PairedImages):
         if not self.archives:
             photo, *labels = halves(files[0]) if len(files) == 1 else map(open_image, files)
             if photo.width != photo.height:
-                raise ValueError(f"{2 * photo.width}x{photo.height} pixels are not two squares side by side")
+                raise UserError(f"{2 * photo.width}x{photo.height} pixels are not two squares side by side")
         else:
             photo, *colours = map(open_image, files[:-1])
             labels = [*colours, read_ids(files[-1])]
             for image in labels:
                 if image.size != photo.size:
-                    raise ValueError(f"{photo.width}x{photo.height} and {image.width}x{image.height} pixels differ")
+                    raise UserError(f"{photo.width}x{photo.height} and {image.width}x{image.height} pixels differ")
         parts = [scaled(photo, size, labels=False), *(scaled(image, size, labels=True) for image in labels)]
         return np.concatenate(parts)
 
@@ -196,7 +197,7 @@ def read_ids(path: Path) -> Image.Image:
         with Image.open(path) as image:
             ids = np.asarray(image)
     except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(str(error).replace(f" {str(path)!r}", "")) from error
+        raise UserError(str(error).replace(f" {str(path)!r}", "")) from error
     if ids.ndim != 2:
-        raise ValueError("these are no label ids, of one channel")
+        raise UserError("these are no label ids, of one channel")
     return Image.fromarray(np.where((ids >= 0) & (ids < IDS), ids, 0).astype(np.uint8))  # -1 is a licence plate

@@ -10,10 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from lit_generative.errors import UserError
+
 TIMEOUT = 10.0  # seconds without an answer from the host of a download
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set is missing, damaged or another one; the message names the file and the remedy."""
 
 
@@ -25,7 +27,7 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
+        return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is a damaged gzip file ({error}): delete it and get it again") from error
     except OSError as error:

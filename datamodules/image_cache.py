@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from datamodules.files import DataError
+from lit_generative.errors import UserError
 from lit_generative.whole_files import whole_file
 
 Files = tuple[Path, ...]  # of one image
@@ -35,7 +36,7 @@ def open_image(path: Path, mode: str = "RGB") -> Image.Image:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode in ("I", "F"):
-                raise ValueError("it has pixels of 32 bits, of unknown range: convert it to 8 or 16")
+                raise UserError("it has pixels of 32 bits, of unknown range: convert it to 8 or 16")
             if image.mode.startswith("I;16"):  # conversion would clip all but the lowest levels
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.has_transparency_data:
@@ -43,7 +44,7 @@ def open_image(path: Path, mode: str = "RGB") -> Image.Image:
                 image = Image.alpha_composite(white, image.convert("RGBA"))
             return image.convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error).replace(f" {str(path)!r}", "")) from error
+        raise UserError(str(error).replace(f" {str(path)!r}", "")) from error
 
 
 def decode(path: Path, size: int, channels: int) -> np.ndarray:

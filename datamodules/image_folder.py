@@ -36,6 +36,7 @@ class ImageFolder(ImageData):
         DataError: There are no images, or some cannot be read, or the folders do not fit together.
     """
 
+    shape = (3, 64, 64)
     val_share = 10
     stored_depends_on = ("image_size", "channels", "test_size", "seed")
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from lit_generative.errors import UserError
+
 CHUNK = 512  # images drawn at a time by `bernoulli`: the random numbers stay in the processor's cache
 
 SEEDS = {"train": 1, "val": 2, "test": 3}
@@ -91,10 +93,10 @@ class TensorLoader:
         crop: int | None = None,
     ) -> None:
         if rows is not None and (mutation or binarize):
-            raise ValueError("rows cannot be chosen among images that are drawn anew every epoch")
+            raise UserError("rows cannot be chosen among images that are drawn anew every epoch")
         if len(images) != len(labels) or batch_size < 1 or not 0 <= rank < world_size:
             sizes = f"{len(images)} images, {len(labels)} labels, batch_size {batch_size}"
-            raise ValueError(f"these do not fit: {sizes}, rank {rank} of {world_size}")
+            raise UserError(f"these do not fit: {sizes}, rank {rank} of {world_size}")
         self.images, self.labels = images, labels
         self.rows, self.crop = rows, crop
         self.count = len(images) if rows is None else len(rows)
@@ -145,7 +147,7 @@ class TensorLoader:
         start, self._start = self._start, 0
         now = self.batch_size * self.world_size
         if start and self._step != now:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint lies within an epoch with {self._step} images a step, and here are {now}: keep "
                 "--data.batch_size times the number of processes, or take a checkpoint from the end of an epoch"
             )

@@ -10,6 +10,7 @@ from PIL import Image
 from datamodules.files import DataError
 from datamodules.image_cache import SUFFIXES, Files, open_image
 from datamodules.pairs import Direction, PairedImages
+from lit_generative.errors import UserError
 
 
 class PairedFolder(PairedImages):
@@ -76,7 +77,7 @@ class PairedFolder(PairedImages):
         if len(files) == 2:
             a, b = (open_image(path) for path in files)
             if abs(a.width * b.height / (a.height * b.width) - 1) > 0.02:  # sides may be rounded
-                raise ValueError(f"{a.width}x{a.height} and {b.width}x{b.height} pixels are of two shapes")
+                raise UserError(f"{a.width}x{a.height} and {b.width}x{b.height} pixels are of two shapes")
         else:
             a, b = halves(files[0])
         return np.concatenate([scaled(image, size, labels=side == self.labels) for image, side in ((a, "a"), (b, "b"))])
@@ -127,7 +128,7 @@ def halves(path: Path) -> tuple[Image.Image, Image.Image]:
     both = open_image(path)
     width, height = both.size
     if width % 2:
-        raise ValueError(f"{width}x{height} pixels are not two halves side by side")
+        raise UserError(f"{width}x{height} pixels are not two halves side by side")
     return both.crop((0, 0, width // 2, height)), both.crop((width // 2, 0, width, height))
 
 

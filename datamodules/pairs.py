@@ -40,6 +40,7 @@ class PairedImages(ImageData):
         seed: Of the splits, the order, the squares and the mirroring.
     """
 
+    shape = (3, 256, 256)
     val_share = 10
     stored_depends_on: ClassVar[tuple[str, ...]] = ("image_size", "direction", "seed")
     channels_a: int = 3  # as stored

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lit_generative.errors import UserError
 from lit_generative.module import GenerativeModel
 
 Batch = tuple[Tensor, Tensor]
@@ -63,7 +64,7 @@ class Adversarial(GenerativeModel):
     def __init__(self, n_critic: int = 1, accumulate: int = 1, clip: float = 0.0, **rest: Any) -> None:
         super().__init__(**rest)
         if min(n_critic, accumulate) < 1 or clip < 0:
-            raise ValueError(f"n_critic {n_critic} and accumulate {accumulate} start at 1, clip {clip} at 0")
+            raise UserError(f"n_critic {n_critic} and accumulate {accumulate} start at 1, clip {clip} at 0")
         self.automatic_optimization = False
         self.n_critic, self.batches_per_step, self.clip = n_critic, accumulate, clip
         self.discriminator_steps = self.generator_steps = self.images_seen = 0
@@ -189,7 +190,7 @@ class Adversarial(GenerativeModel):
     def start_training(self, handed_on: Mapping[str, Any]) -> None:
         super().start_training(handed_on)
         if any(isinstance(config.scheduler, ReduceLROnPlateau) for config in self.trainer.lr_scheduler_configs):
-            raise ValueError(f"{type(self).__name__} has no loss to watch: ReduceLROnPlateau cannot be used")
+            raise UserError(f"{type(self).__name__} has no loss to watch: ReduceLROnPlateau cannot be used")
         steps = handed_on.get("adversarial_steps", [0, 0, 0])
         self.discriminator_steps, self.generator_steps, self.images_seen = steps
         begun = handed_on.get("adversarial_step_begun", {})

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lit_generative.models  # noqa: F401  (so that find_class knows them)
+from lit_generative.errors import UserError
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message names the file and what to do."""
 
 
@@ -44,7 +45,7 @@ def read_safely(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return load_file(path)
         if is_zipfile(path):  # all but files of an old torch, or torn ones
             with ZipFile(path) as file:

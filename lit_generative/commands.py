@@ -2,16 +2,18 @@
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
 from lit_generative.checkpoints import load_model
+from lit_generative.errors import UserError, UserTypeError
 from lit_generative.images import grid, save_png, to_uint8
 from lit_generative.pretrained import export_programs
 from lit_generative.protocols import Samples
 from lit_generative.randomness import forked_rng
 from lit_generative.sampling import draw
+from lit_generative.whole_files import whole_file
 
 
 def sample(
@@ -39,35 +41,43 @@ def sample(
     target = Path(output)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists already: choose another --output, or remove it")
-    if target.suffix not in (".png", ".npz", ""):
-        raise ValueError(f"--output takes x.png, x.npz or a folder without a suffix, not {target}")
+    kind = target.suffix.lower()
+    if kind not in (".png", ".npz", ""):
+        raise UserError(f"--output takes x.png, x.npz or a folder without a suffix, not {target}")
     if min(n, batch_size) < 1:
-        raise ValueError(f"--n and --batch_size must be positive, got {n} and {batch_size}")
+        raise UserError(f"--n and --batch_size must be positive, got {n} and {batch_size}")
+    if seed.bit_length() > 63:
+        raise UserError(f"--seed takes at most 63 bits, got {seed}")
     model: Any = load_model(ckpt_path)
     try:
         model.to(device)
     except RuntimeError as error:
-        raise ValueError(f"--device {device} cannot be used: {error}") from error
+        raise UserError(f"--device {device} cannot be used: {error}") from error
     if not isinstance(model, Samples):
-        raise TypeError(f"a {type(model).__name__} cannot sample")
+        raise UserTypeError(f"a {type(model).__name__} cannot sample")
     classes = getattr(model, "classes", 0)
     if label is not None and not 0 <= label < classes:
-        raise ValueError(f"label {label}: {type(model).__name__} knows {classes or 'no'} classes")
+        raise UserError(f"label {label}: {type(model).__name__} knows {classes or 'no'} classes")
     chosen: Any = options or {}
     known = list(inspect.signature(model.sample).parameters)[2:]  # behind n and c
     if unknown := [name for name in chosen if name not in known]:
-        raise ValueError(f"{type(model).__name__} has no option {unknown[0]} of samples: it has {known or 'none'}")
+        raise UserError(f"{type(model).__name__} has no option {unknown[0]} of samples: it has {known or 'none'}")
+    for name, value in chosen.items():
+        hint = get_type_hints(model.sample).get(name)
+        numbers = [number for number in (float, int) if number in (hint, *get_args(hint))]
+        if numbers and not isinstance(value, (int, *numbers)):
+            raise UserError(f"--options.{name} takes {'an int' if numbers == [int] else 'a number'}, not {value}")
     with forked_rng(seed, device):
         labels = None if label is None else torch.full((n,), label, device=device)
         parts = torch.arange(n).split(batch_size)
         x = torch.cat([draw(model, len(i), None if labels is None else labels[i], **chosen).cpu() for i in parts])
-    if target.suffix == ".png":
+    if kind == ".png":
         save_png(grid(x), target)
-    elif target.suffix == ".npz":
+    elif kind == ".npz":
         import numpy as np
 
-        target.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(target, images=to_uint8(x).permute(0, 2, 3, 1).numpy())
+        with whole_file(target) as file:
+            np.savez_compressed(file, images=to_uint8(x).permute(0, 2, 3, 1).numpy())
     else:
         for i, image in enumerate(x):
             save_png(image, target / f"{i:06d}.png")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lit_generative import diffusion
 from lit_generative.diffusion import SAMPLERS, SCHEDULES, Watcher, ddim, places, subsequence
 from lit_generative.diffusion_bound import Bound, strata
+from lit_generative.errors import UserError
 from lit_generative.interpolation import arcs
 from lit_generative.likelihoods import bits_per_dim, in_bits
 from lit_generative.metrics import Moments
@@ -49,7 +50,7 @@ class DenoisingModel(GenerativeModel):
     ) -> None:
         """Keep how data become noise, how noise becomes data, and how this is learned; see `DDPM`."""
         if min(warmup, bound_terms) < 0 or not 0 <= decay_from <= 1:
-            raise ValueError(
+            raise UserError(
                 f"warmup, bound_terms are at least 0, decay_from in [0, 1]: got {warmup}, {bound_terms}, {decay_from}"
             )
         subsequence(steps, sampling_steps)  # says what is wrong with them
@@ -116,9 +117,9 @@ class DenoisingModel(GenerativeModel):
         """Images in [0, 1] from noise ``(B, *data_shape)``; see `sample`. ``watch(t, x_t, x_0)`` sees every step."""
         name, steps = sampler or self.sampler, self.sampling_steps if steps is None else steps
         if name not in SAMPLERS:
-            raise ValueError(f"there is no sampler {name}: choose from {', '.join(SAMPLERS)}")
+            raise UserError(f"there is no sampler {name}: choose from {', '.join(SAMPLERS)}")
         if not (0 <= eta <= 1 and (eta == 0 or name == "ddim")):
-            raise ValueError(f"eta lies in [0, 1] and is an option of ddim: got {eta} for {name}")
+            raise UserError(f"eta lies in [0, 1] and is an option of ddim: got {eta} for {name}")
         self.require_labels(len(x_T), c, guidance)
         denoise = partial(self.denoise, c=c, guidance=guidance)
         times = places(self.schedule, name, steps, power)
@@ -157,7 +158,7 @@ class DenoisingModel(GenerativeModel):
     def require_labels(self, n: int, c: Tensor | None, guidance: float) -> None:
         """Raise a ValueError if ``n`` samples cannot be drawn with these; see `sample`."""
         if guidance:
-            raise ValueError(f"guidance leads towards a class, and {type(self).__name__} knows none")
+            raise UserError(f"guidance leads towards a class, and {type(self).__name__} knows none")
 
     # -- looking -----------------------------------------------------------------------------------
 

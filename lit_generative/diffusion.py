@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from lit_generative.errors import UserError
+
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 Watcher = Callable[[int, Tensor, Tensor], None]  # of t, x_t and the estimate of x_0, in every step of a sampler
 
@@ -28,7 +30,7 @@ class Schedule(nn.Module):
     def __init__(self, beta: Tensor) -> None:
         super().__init__()
         if beta.ndim != 1 or len(beta) < 2 or not ((beta > 0) & (beta < 1)).all():
-            raise ValueError("a schedule needs at least two values of beta between 0 and 1")
+            raise UserError("a schedule needs at least two values of beta between 0 and 1")
         alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta.double(), 0)])
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 
@@ -118,7 +120,7 @@ def subsequence(steps: int, n: int, power: float = 1.0) -> list[int]:
     ([1000, 750, 500, 251, 1], [1000, 563, 251, 63, 1])
     """
     if not 1 <= n <= steps or power < 1:
-        raise ValueError(f"a sampler takes from 1 to {steps} steps and a power of at least 1, got {n} and {power}")
+        raise UserError(f"a sampler takes from 1 to {steps} steps and a power of at least 1, got {n} and {power}")
     if n == 1:
         return [steps]
     times = 1 + (steps - 1) * torch.linspace(0, 1, n, dtype=torch.float64) ** power
@@ -132,7 +134,7 @@ def even_in_log_snr(schedule: Schedule, n: int, lowest: float = -6.0) -> list[in
     """
     steps = schedule.steps
     if not 1 <= n <= steps:
-        raise ValueError(f"a sampler takes from 1 to {steps} steps, got {n}")
+        raise UserError(f"a sampler takes from 1 to {steps} steps, got {n}")
     a, k = schedule.alpha_bar[1:].cpu(), torch.arange(n)
     log_snr = (a.log() - torch.log1p(-a)) / 2
     wanted = torch.linspace(float(log_snr[0]), max(float(log_snr[-1]), lowest), n, dtype=torch.float64)

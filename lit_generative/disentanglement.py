@@ -7,6 +7,8 @@ from torch import Generator, Tensor
 from torch.distributions import Normal
 from torch.nn.functional import one_hot
 
+from lit_generative.errors import UserError
+
 PAIRS = 2**21  # numbers looked at together in `kl_decomposition`: 8 MB
 
 
@@ -30,7 +32,7 @@ def kl_decomposition(q: Normal, z: Tensor, count: int) -> dict[str, Tensor]:
     """
     m, latent = z.shape
     if not 2 <= m <= count:
-        raise ValueError(f"the decomposition needs at least 2 posteriors and no more than images; got {m} of {count}")
+        raise UserError(f"the decomposition needs at least 2 posteriors and no more than images; got {m} of {count}")
     others = math.log((count - 1) / (m - 1) / count)
     log_joint, log_product = [], []
     for rows in torch.arange(m, device=z.device).split(max(1, PAIRS // (m * latent))):

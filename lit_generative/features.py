@@ -17,6 +17,8 @@ from torch.nn.functional import max_pool2d, relu
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.transforms.v2.functional import resize
 
+from lit_generative.errors import UserError
+
 ASSETS = Path(__file__).parent / "assets"
 
 
@@ -46,7 +48,7 @@ class LeNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(B, 128)`` of uint8 ``(B, 1, H, W)``."""
         if x.shape[1] != 1:
-            raise ValueError(f"LeNet looks at grey images, not at {x.shape[1]} channels: choose extractor inception")
+            raise UserError(f"LeNet looks at grey images, not at {x.shape[1]} channels: choose extractor inception")
         if x.shape[-2:] != (28, 28):
             x = resize(x, [28, 28], antialias=True)
         x = x.float() / 255  # (B, 1, 28, 28)
@@ -79,7 +81,7 @@ class Inception(nn.Module):
             net = FeatureExtractorInceptionV3(self.name, ["2048"], feature_extractor_weights_path=str(path))
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
+            raise UserError(
                 f"{path} holds no weights of torch-fidelity's Inception-v3 ({reason}): give the file "
                 f"{_inception_url().rsplit('/')[-1]} as weights_path"
             ) from error
@@ -108,7 +110,7 @@ def _download_inception() -> Path:
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-")[-1], progress=False)
         except Exception as error:
-            raise ValueError(
+            raise UserError(
                 f"the weights of Inception-v3 could not be downloaded ({error}): get {url} elsewhere and give its path "
                 f"as weights_path, or choose an extractor that comes with this package ({', '.join(shipped())})"
             ) from error
@@ -129,7 +131,7 @@ def load_extractor(name: str, weights_path: str | None = None) -> nn.Module:
     if name == "inception":
         return Inception(weights_path)
     if name not in shipped():
-        raise ValueError(f"there is no extractor {name}: choose inception, {', '.join(shipped())}, or a module's class")
+        raise UserError(f"there is no extractor {name}: choose inception, {', '.join(shipped())}, or a module's class")
     return LeNet(ASSETS / f"{name}.safetensors")
 
 

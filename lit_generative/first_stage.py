@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lit_generative.errors import UserError, UserTypeError
 from lit_generative.module import GenerativeModel
 from lit_generative.protocols import HasLatent
 
@@ -24,7 +25,7 @@ def borrow(source: str | dict[str, Any], image_shape: tuple[int, int, int]) -> t
         model, config = find_class(source["class_path"], GenerativeModel)(**source["init_args"]), source
     can: bool = isinstance(model, HasLatent)
     if not can:
-        raise TypeError(f"an autoencoder must `encode` and `decode`, which {type(model).__name__} cannot")
+        raise UserTypeError(f"an autoencoder must `encode` and `decode`, which {type(model).__name__} cannot")
     if tuple(model.image_shape) != tuple(image_shape):
-        raise ValueError(f"the autoencoder is one of images {tuple(model.image_shape)}, not {tuple(image_shape)}")
+        raise UserError(f"the autoencoder is one of images {tuple(model.image_shape)}, not {tuple(image_shape)}")
     return model.eval().requires_grad_(False), config

@@ -5,11 +5,13 @@ import math
 import torch
 from torch import Tensor
 
+from lit_generative.errors import UserError
+
 
 def not_negative(temperature: float) -> float:
     """The temperature of samples, or a ValueError."""
-    if temperature < 0:
-        raise ValueError(f"temperature is not negative, got {temperature}")
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature is not negative, got {temperature}")
     return temperature
 
 

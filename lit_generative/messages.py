@@ -2,7 +2,10 @@
 
 import io
 import logging
+import re
+import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
+from jsonargparse import ArgumentError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lit_generative import __version__
+from lit_generative.errors import UserError
+from lit_generative.sampling import no_memory
 
 # Warnings whose reader can do nothing about them
 IGNORED = (
@@ -34,6 +44,7 @@ IGNORED = (
     "Total length of `list` across ranks is zero",
 )
 LIGHTNING = Path(lightning.__file__).parent
+CHECKED_BY = (LIGHTNING, Path(torch.optim.__file__).parent)  # whoever raises an error about arguments of users
 
 
 class _Stderr(logging.Handler):
@@ -53,6 +64,34 @@ def wanted(record: logging.LogRecord) -> bool:
 def one_line(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     """A warning without the place in the code, which ``--debug`` shows."""
     return f"warning: {' '.join(str(message).split())}\n"
+
+
+def readable(error: Exception) -> str | None:
+    """An error as one line, if it is about what the user gave or asked for; None for all others, which are bugs."""
+    if isinstance(error, RuntimeError) and "by peer" in str(error):  # which gloo says of connections
+        return "another process of this run has ended: it said why above, or was killed, as for want of memory"
+    if isinstance(error, RuntimeError) and no_memory(error):
+        return str(error).splitlines()[0]
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    checked = (place.line or "").startswith("raise ") and any(p in Path(place.filename).parents for p in CHECKED_BY)
+    mistakes = (ArgumentError, MisconfigurationException, UserError, OSError)
+    if not isinstance(error, (*mistakes, ImportError, RuntimeError, TypeError, ValueError) if checked else mistakes):
+        return None
+    # without the parser's account of the types that it tried in vain
+    noise = ("Does not validate against", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    text = " ".join(line for line in lines if line and not line.startswith(noise))
+    of_lists = r"Expected a <class '(collections\.abc\.Sequence|list|tuple)'>\. Got value: ([^\s\[]+)"
+    return re.sub(of_lists, r"Expected a list, as in [\2]. Got value: \2", text)
+
+
+def please_report(args: list[str]) -> str:
+    """What follows the traceback of a bug."""
+    return (
+        "This looks like a bug, not a mistake of yours. Unless the traceback ends in code of your own, please report "
+        f"it with lit-generative {__version__}, torch {torch.__version__}, Lightning {lightning.__version__} and the "
+        f"command: {shlex.join(['train.py', *args])}"
+    )
 
 
 @contextmanager

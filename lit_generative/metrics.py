@@ -7,6 +7,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lit_generative.errors import UserError
+
 
 class Accumulator(Metric):
     """A metric whose states a training can go on with after a test, which runs in inference mode, has reset them."""
@@ -127,7 +129,7 @@ def frechet_distance(p: Gaussian, q: Gaussian) -> float:
     Cholesky's factor.
     """
     if p.mean.shape != q.mean.shape:
-        raise ValueError(f"features of {len(p.mean)} and {len(q.mean)} dimensions cannot be compared")
+        raise UserError(f"features of {len(p.mean)} and {len(q.mean)} dimensions cannot be compared")
     r, s = p.root(), q.root()
     if r is not None and s is not None:  # two sets of few images: the nuclear norm of the roots' product
         trace = torch.linalg.svdvals(r @ s.T).sum()

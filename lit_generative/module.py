@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lit_generative.errors import UserError, UserTypeError
 from lit_generative.progress import begin_next_epoch, count_epochs, progress, resume_learning_rates
 from lit_generative.randomness import mixed_seed, rng_states, set_rng_states
 from lit_generative.train_log import TrainLog
@@ -45,31 +46,31 @@ class GenerativeModel(TrainLog):
         strategy: Any = self.trainer.strategy
         synchronised = getattr(strategy, "_layer_sync", None) is not None and strategy.root_device.type == "cpu"
         if stage == "fit" and synchronised and any(isinstance(m, _BatchNorm) for m in self.modules()):
-            raise ValueError("batch norm cannot be synchronised on CPUs: add --trainer.sync_batchnorm false")
+            raise UserError("batch norm cannot be synchronised on CPUs: add --trainer.sync_batchnorm false")
 
     def require_fitting(self, data: Any) -> None:
         """Raise a ValueError if the images that ``data`` promises are not those that the model is built for."""
         shape, levels = getattr(data, "image_shape", None), getattr(data, "levels", None)
         if not hasattr(self, "image_shape"):
-            raise TypeError(f"{type(self).__name__} must set image_shape, the (C, H, W) of its images")
+            raise UserTypeError(f"{type(self).__name__} must set image_shape, the (C, H, W) of its images")
         model, source = type(self).__name__, type(data).__name__
         if shape is not None and tuple(shape) != tuple(self.image_shape):
-            raise ValueError(
+            raise UserError(
                 f"{model} is built for images of shape {tuple(self.image_shape)}, but {source} gives {tuple(shape)}: "
                 f"set --model.image_shape '{list(shape)}', or --data.image_size"
             )
         if levels is not None and levels != self.levels:
             remedy = f"choose --data.binarize {'dynamic' if self.levels == 2 else 'none'}, or another likelihood"
-            raise ValueError(
+            raise UserError(
                 f"{model} is built for pixels with {self.levels} levels, but {source} has {levels}: {remedy}"
             )
 
     def require_images(self, x: Tensor) -> None:
         """Raise an error if ``x`` is no batch of the images that this model is built for."""
         if not x.is_floating_point():
-            raise TypeError(f"{type(self).__name__} takes float images in [0, 1], got {x.dtype}")
+            raise UserTypeError(f"{type(self).__name__} takes float images in [0, 1], got {x.dtype}")
         if tuple(x.shape[1:]) != tuple(self.image_shape):
-            raise ValueError(f"{type(self).__name__} takes images {tuple(self.image_shape)}, got {tuple(x.shape[1:])}")
+            raise UserError(f"{type(self).__name__} takes images {tuple(self.image_shape)}, got {tuple(x.shape[1:])}")
 
     def require_unused_parameters(self, why: str) -> None:
         """Raise a ValueError if this run's DDP would stop at a step that leaves some parameters alone."""
@@ -77,7 +78,7 @@ class GenerativeModel(TrainLog):
         if isinstance(strategy, DDPStrategy):
             options = strategy._ddp_kwargs
             if options.get("static_graph") or not options.get("find_unused_parameters"):
-                raise ValueError(
+                raise UserError(
                     f"{type(self).__name__} {why}, which plain DDP takes for a fault: set "
                     "--trainer.strategy ddp_find_unused_parameters_true"
                 )
@@ -85,12 +86,12 @@ class GenerativeModel(TrainLog):
     def require_float32(self, why: str) -> None:
         """Raise a ValueError if this run keeps numbers in half precision throughout."""
         if self.trainer.precision in ("16-true", "bf16-true"):
-            raise ValueError(f"{type(self).__name__} cannot run in {self.trainer.precision}: {why}; choose bf16-mixed")
+            raise UserError(f"{type(self).__name__} cannot run in {self.trainer.precision}: {why}; choose bf16-mixed")
 
     def require_length(self, option: str) -> None:
         """Raise a ValueError if it is not known how long this run is."""
         if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
-            raise ValueError(f"{option} needs to know the length of the run: set --trainer.max_epochs or max_steps")
+            raise UserError(f"{option} needs to know the length of the run: set --trainer.max_epochs or max_steps")
 
     def start_from(self, source: str | None) -> None:
         """Take those weights of ``source``, if there is one, that fit; see `pretrained.start_from`."""
@@ -121,7 +122,7 @@ class GenerativeModel(TrainLog):
 
         model = from_pretrained(source)
         if not isinstance(model, cls):
-            raise TypeError(f"{source} holds a {type(model).__name__}, no {cls.__name__}")
+            raise UserTypeError(f"{source} holds a {type(model).__name__}, no {cls.__name__}")
         return model
 
     def programs(self) -> dict[str, tuple[torch.nn.Module, tuple[Tensor, ...]]]:

@@ -178,7 +178,7 @@ def from_pretrained(source: str | Path) -> GenerativeModel:
         CheckpointError: Weights or description are missing or damaged, or do not fit together.
     """
     weights = fetch(str(source))
-    if weights.suffix == ".ckpt":
+    if weights.suffix.lower() == ".ckpt":
         raise CheckpointError(f"{source} is a checkpoint: `lit_generative.checkpoints.load_model` reads those")
     if not weights.is_file():
         raise CheckpointError(f"there is neither a folder nor a file {source}")

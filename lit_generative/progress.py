@@ -5,6 +5,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_generative.errors import UserError
+
 
 def progress(trainer: Trainer, batches: int | None = None) -> float:
     """The fraction of the run that is done, in [0, 1]; exactly 1 at its end, and 0 where nothing bounds it.
@@ -32,7 +34,7 @@ def resume_learning_rates(trainer: Trainer, before: float | None, now: float | N
     """
     if before is not None and now is not None and now != before:
         if before == 0:
-            raise ValueError(f"lr was 0 until here, and its schedule says nothing of {now}: begin anew with init_from")
+            raise UserError(f"lr was 0 until here, and its schedule says nothing of {now}: begin anew with init_from")
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] *= now / before

@@ -9,6 +9,8 @@ from typing import Literal, Protocol, runtime_checkable
 from torch import Tensor
 from torch.distributions import Normal
 
+from lit_generative.errors import UserTypeError
+
 
 @runtime_checkable
 class Samples(Protocol):
@@ -106,14 +108,14 @@ class HasLabels(Protocol):
 def require(model: object, protocol: type, user: object) -> None:
     """Raise a TypeError that names the method ``model`` lacks if it does not follow ``protocol``."""
     if protocol is Samples and isinstance(model, Translates):
-        raise TypeError(
+        raise UserTypeError(
             f"{type(user).__name__} draws samples of nothing but noise, and {type(model).__name__} translates images: "
             "choose TranslationGrid, TranslationScores or TranslationFID"
         )
     if not isinstance(model, protocol):
         methods = [name for name in (*vars(protocol), *protocol.__annotations__) if not name.startswith("_")]
         missing = [name for name in methods if not hasattr(model, name)]
-        raise TypeError(
+        raise UserTypeError(
             f"{type(user).__name__} needs a model that follows `{protocol.__name__}`, but {type(model).__name__} "
             f"has no `{'`, `'.join(missing)}`: remove the callback or choose another model"
         )

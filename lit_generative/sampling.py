@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lit_generative.errors import UserError, UserTypeError
 from lit_generative.protocols import HasLabels
 
 
@@ -55,22 +56,22 @@ class Conditions:
     def __init__(self, user: object, model: Any, data: Any, guidance: float = 0.0) -> None:
         name, known = type(user).__name__, getattr(model, "classes", 0)
         if guidance < 0:
-            raise ValueError(f"{name}: guidance must not be negative, got {guidance:g}")
+            raise UserError(f"{name}: guidance must not be negative, got {guidance:g}")
         parameters = inspect.signature(model.sample).parameters if guidance else {}
         takes = "guidance" in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
         if guidance and not (known and takes):
-            raise ValueError(f"{name}: {type(model).__name__} cannot be guided towards a class: leave guidance at 0")
+            raise UserError(f"{name}: {type(model).__name__} cannot be guided towards a class: leave guidance at 0")
         self.guidance, self.frequencies = guidance, None
         if known:
             if not isinstance(data, HasLabels):
-                raise TypeError(
+                raise UserTypeError(
                     f"{name} draws labels for {type(model).__name__}, which knows {known} classes, from the class "
                     f"frequencies of the training data, but {type(data).__name__} does not give its labels "
                     "(`labels_of`)"
                 )
             counts = torch.bincount(data.labels_of("train"))
             if len(counts) > known:
-                raise ValueError(f"{type(model).__name__} knows {known} classes, but the data have {len(counts)}")
+                raise UserError(f"{type(model).__name__} knows {known} classes, but the data have {len(counts)}")
             self.frequencies = counts / counts.sum()
 
     def labels(self, n: int, device: torch.device) -> Tensor | None:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from lit_generative.errors import UserError
+
 
 def nearest_colour(images: Tensor, palette: Tensor) -> Tensor:
     """The row of the ``palette`` ``(K, 3)`` that is nearest to each pixel of images ``(B, 3, H, W)``, ``(B, H, W)``.
@@ -22,7 +24,7 @@ def confusion(truth: Tensor, found: Tensor, classes: int) -> Tensor:
         ValueError: Something else was found than 0..K-1.
     """
     if found.min() < 0 or found.max() >= classes:
-        raise ValueError(f"there are {classes} classes, but {int(found.min())} to {int(found.max())} were found")
+        raise UserError(f"there are {classes} classes, but {int(found.min())} to {int(found.max())} were found")
     counted = (truth >= 0) & (truth < classes)
     pairs = torch.where(counted, truth * classes + found, classes**2)
     counts = [torch.bincount(image.flatten(), minlength=classes**2 + 1)[:-1] for image in pairs]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_generative.errors import UserError
 from lit_generative.metrics import Gaussian
 from lit_generative.whole_files import whole_file
 
@@ -62,7 +63,7 @@ def read_statistics(path: Path, key: Mapping[str, Any]) -> Gaussian:
     """
     gaussian, found = _read(path)
     if found != json.loads(json.dumps(key)):
-        raise ValueError(f"{path} holds statistics of something else")
+        raise UserError(f"{path} holds statistics of something else")
     return gaussian
 
 
@@ -87,7 +88,7 @@ def read_reference(path: Path, extractor: str, preparation: str, size: Sequence[
     )
     if not found:
         if preparation and not trust:
-            raise ValueError(
+            raise UserError(
                 f"{path} does not say how its images were resized; {extractor} takes {preparation}, and pytorch-fid, "
                 f"for one, another resize, with which distances would be wrong: {remedy}, or set trust_reference if "
                 "you know that the resize was the same"
@@ -95,10 +96,10 @@ def read_reference(path: Path, extractor: str, preparation: str, size: Sequence[
         return gaussian
     if found.get("extractor") != extractor:
         name = found.get("extractor")
-        raise ValueError(f"{path} holds features of {name}, not of {extractor}: choose that extractor")
+        raise UserError(f"{path} holds features of {name}, not of {extractor}: choose that extractor")
     made = tuple(found.get("size", ())), *found.get("resize", ())[1:]
     if made != (tuple(size), preparation):
-        raise ValueError(
+        raise UserError(
             f"{path} holds features of images {made}, not {(tuple(size), preparation)}, (C, H, W) and resize: {remedy}"
         )
     return gaussian
@@ -107,7 +108,7 @@ def read_reference(path: Path, extractor: str, preparation: str, size: Sequence[
 def _read(path: Path) -> tuple[Gaussian, dict[str, Any]]:
     """Statistics, and the key they were saved under: empty for a file of pytorch-fid's."""
     if not path.is_file():
-        raise ValueError(f"there are no statistics at {path}")
+        raise UserError(f"there are no statistics at {path}")
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)
@@ -116,7 +117,7 @@ def _read(path: Path) -> tuple[Gaussian, dict[str, Any]]:
         count = int(arrays.get("count", 0))
         key = json.loads(str(arrays["key"])) if "key" in arrays else {}
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged or holds no statistics mu and sigma ({error})") from error
+        raise UserError(f"{path} is damaged or holds no statistics mu and sigma ({error})") from error
     if covariance.shape != (len(mean), len(mean)) or not (mean.isfinite().all() and covariance.isfinite().all()):
-        raise ValueError(f"{path} holds no mean and covariance of features: mu {mean.shape}, sigma {covariance.shape}")
+        raise UserError(f"{path} holds no mean and covariance of features: mu {mean.shape}, sigma {covariance.shape}")
     return Gaussian(count, mean, covariance, rows), key

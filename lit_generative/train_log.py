@@ -11,8 +11,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from lit_generative.errors import UserError
 
-class NonFiniteError(ArithmeticError):
+
+class NonFiniteError(UserError):
     """A loss, or one of its terms, is NaN or infinite; the message names the step, the term and what to do."""
 
 
@@ -111,9 +113,9 @@ class TrainLog(LightningModule):
 
     def _line_is_due(self) -> bool:
         trainer: Any = self.trainer  # its connectors add attributes that type checkers do not see
-        step = trainer.global_step
+        step, every = trainer.global_step, trainer.log_every_n_steps  # 0: no lines
         # several batches may share a step (accumulate_grad_batches), and a line is written once
-        return bool(self._sums) and step != self._logged_step and step % trainer.log_every_n_steps == 0
+        return bool(self._sums) and step != self._logged_step and every > 0 and step % every == 0
 
     def counters(self) -> dict[str, int]:
         """What a line of the curves says beside means."""

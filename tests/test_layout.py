@@ -15,6 +15,7 @@ ALLOWED = {  # package -> what it may import of ours
     "lit_generative": ("lit_generative",),
     "datamodules": (
         "datamodules",
+        "lit_generative.errors",
         "lit_generative.images",
         "lit_generative.segmentation",
         "lit_generative.statistics",
@@ -22,6 +23,7 @@ ALLOWED = {  # package -> what it may import of ours
     ),
     "callbacks": (
         "callbacks",
+        "lit_generative.errors",
         "lit_generative.protocols",
         "lit_generative.images",
         "lit_generative.interpolation",
@@ -85,6 +87,16 @@ def test_hooks_are_real():
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.FunctionDef) and node.name.startswith("on_"):
                     assert node.name in known, f"{path.relative_to(ROOT)}: {node.name}"
+
+
+def test_mistakes_of_users_have_a_class_of_their_own():
+    """Whatever else is raised counts as a bug, whose traceback is shown."""
+    builtin = {"ValueError", "TypeError", "KeyError", "RuntimeError", "AttributeError", "Exception"}
+    for path in [ROOT / "train.py", *(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                name = getattr(node.exc.func, "id", "")
+                assert name not in builtin or path.name == "checkpoints.py", f"{path.relative_to(ROOT)} raises {name}"
 
 
 def print_slow_imports():

@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lit_generative.errors import UserError
 from lit_generative.models.vae import VAE, Network
 
 
@@ -38,7 +39,7 @@ class BetaVAE(VAE):
         init_from: str | None = None,
     ) -> None:
         if beta < 0:
-            raise ValueError(f"beta must not be negative, got {beta}")
+            raise UserError(f"beta must not be negative, got {beta}")
         super().__init__(
             image_shape, latent, network, hidden, activation, likelihood, lr, decay_from, kl_warmup, free_bits, test_k
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from lit_generative.adversarial import Batch
+from lit_generative.errors import UserError
 from lit_generative.gan import GAN
 from lit_generative.images import to_symmetric
 from lit_generative.nn.dcgan import DCGANDiscriminator, DCGANGenerator, DenseDiscriminator, PixelShuffleGenerator
@@ -59,7 +60,7 @@ class DCGAN(GAN):
     ) -> None:
         super().__init__(n_critic, accumulate, clip)
         if min(latent, width) < 1 or not 0 <= label_smoothing < 1:
-            raise ValueError(
+            raise UserError(
                 f"latent and width start at 1, label_smoothing is in [0, 1); got {latent}, {width}, {label_smoothing}"
             )
         self.save_hyperparameters(ignore=["init_from"])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lit_generative.denoising import DenoisingModel, Sampler
 from lit_generative.diffusion_bound import Bound, decoder_scale, variational_bound
+from lit_generative.errors import UserError
 from lit_generative.images import from_symmetric, to_symmetric
 from lit_generative.likelihoods import DiscretizedGaussian
 from lit_generative.nn.unet import UNet, renamed
@@ -74,7 +75,7 @@ class DDPM(DenoisingModel):
     ) -> None:
         super().__init__()
         if classes < 0 or not (0 <= unlabelled <= 1 and (unlabelled or not classes)):
-            raise ValueError(
+            raise UserError(
                 f"classes is not negative, unlabelled lies in [0, 1] and above 0 with classes, else samples without a "
                 f"label come from what was never trained; got {classes}, {unlabelled}"
             )
@@ -95,7 +96,7 @@ class DDPM(DenoisingModel):
         # a folder knows its classes when it was looked through
         known = len(data.classes) if hasattr(data, "classes") else getattr(data, "num_classes", 0)
         if self.classes and known > self.classes:
-            raise ValueError(
+            raise UserError(
                 f"DDPM is built for {self.classes} classes, but {type(data).__name__} has {known}: set "
                 f"--model.classes {known}"
             )
@@ -110,9 +111,9 @@ class DDPM(DenoisingModel):
 
     def require_labels(self, n: int, c: Tensor | None, guidance: float) -> None:
         if guidance < 0 or (guidance and (c is None or not self.classes)):
-            raise ValueError("guidance leads towards a class: it is not negative, and needs labels and a model of them")
+            raise UserError("guidance leads towards a class: it is not negative, and needs labels and a model of them")
         if self.classes and c is not None and (len(c) != n or not ((c >= 0) & (c < self.classes)).all()):
-            raise ValueError(f"c must hold a label from 0 to {self.classes - 1} for each of {n} images")
+            raise UserError(f"c must hold a label from 0 to {self.classes - 1} for each of {n} images")
 
     # -- p(x_s|x_t) --------------------------------------------------------------------------------
 

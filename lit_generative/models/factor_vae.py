@@ -14,6 +14,7 @@ from torch.distributions import Normal
 from torch.nn import functional as F
 
 from lit_generative.adversarial import Adversarial, Batch
+from lit_generative.errors import UserError
 from lit_generative.metrics import Moments
 from lit_generative.models.vae import VAE, Network
 from lit_generative.nn.mlp import mlp
@@ -75,7 +76,7 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
         init_from: str | None = None,
     ) -> None:
         if gamma < 0 or min(units, layers) < 1:
-            raise ValueError(f"gamma starts at 0, units and layers at 1; got {gamma}, {units}, {layers}")
+            raise UserError(f"gamma starts at 0, units and layers at 1; got {gamma}, {units}, {layers}")
         super().__init__(
             accumulate=accumulate,
             clip=clip,
@@ -159,7 +160,7 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and getattr(getattr(self.trainer, "datamodule", None), "batch_size", 2) < 2:
-            raise ValueError("FactorVAE permutes latents over a batch: set --data.batch_size to 2 or more")
+            raise UserError("FactorVAE permutes latents over a batch: set --data.batch_size to 2 or more")
 
     def configure_optimizers(self) -> Any:
         # fused optimisers cannot be clipped in half precision

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lit_generative.errors import UserError
 from lit_generative.likelihoods import log_mean_exp
 from lit_generative.models.vae import VAE, Network
 
@@ -35,7 +36,7 @@ class IWAE(VAE):
         init_from: str | None = None,
     ) -> None:
         if k < 1:
-            raise ValueError(f"k must be positive, got {k}")
+            raise UserError(f"k must be positive, got {k}")
         super().__init__(image_shape, latent, network, hidden, activation, likelihood, lr, decay_from, test_k=test_k)
         self.k = k
         self.start_from(init_from)

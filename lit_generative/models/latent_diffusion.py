@@ -18,6 +18,7 @@ from torch.distributions import Normal
 
 from lit_generative.denoising import DenoisingModel, Sampler
 from lit_generative.diffusion_bound import Bound, variational_bound
+from lit_generative.errors import UserError, UserTypeError
 from lit_generative.first_stage import borrow
 from lit_generative.nn.time_mlp import TimeMLP
 
@@ -60,15 +61,15 @@ class LatentDiffusion(DenoisingModel):
     ) -> None:
         super().__init__()
         if width < 4 or width % 2 or depth < 1:
-            raise ValueError(f"width must be even and at least 4, depth at least 1; got {width} and {depth}")
+            raise UserError(f"width must be even and at least 4, depth at least 1; got {width} and {depth}")
         if schedule == "cosine" and target == "eps":
-            raise ValueError(
+            raise UserError(
                 "the cosine schedule leaves nothing of z at T, from which eps cannot tell z: choose target v or x_0"
             )
         self.autoencoder: Any
         self.autoencoder, autoencoder = borrow(autoencoder, image_shape)
         if not (hasattr(self.autoencoder, "q") and hasattr(self.autoencoder, "p")):
-            raise TypeError(
+            raise UserTypeError(
                 "the autoencoder of a LatentDiffusion must have a posterior `q` and a likelihood `p`, as a VAE has: "
                 f"{type(self.autoencoder).__name__} has not"
             )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lit_generative.bijections import Chain, Inverse
 from lit_generative.coupling import dense
+from lit_generative.errors import UserError
 from lit_generative.first_stage import borrow
 from lit_generative.interpolation import arcs, not_negative
 from lit_generative.likelihoods import finite_or_impossible, standard_normal
@@ -66,7 +67,7 @@ class LatentFlow(GenerativeModel):
     ) -> None:
         super().__init__()
         if min(latent, couplings, width, depth, *hidden) < 1 or not (0 < share < 1 and 0 <= decay_from <= 1):
-            raise ValueError(
+            raise UserError(
                 "latent, hidden, couplings, width and depth start at 1, share lies between 0 and 1, decay_from in "
                 f"[0, 1]; got {latent}, {hidden}, {couplings}, {width}, {depth}, {share}, {decay_from}"
             )
@@ -82,7 +83,7 @@ class LatentFlow(GenerativeModel):
         with torch.no_grad():
             shape = self.autoencoder.encode(torch.zeros(1, *image_shape)).shape
         if len(shape) != 2:
-            raise ValueError(f"the autoencoder's latents must be vectors, not of shape {tuple(shape[1:])}")
+            raise UserError(f"the autoencoder's latents must be vectors, not of shape {tuple(shape[1:])}")
         self.latent = shape[1]
         self.share, self.lr, self.decay_from = 0.0 if self.given else share, lr, decay_from
         self.flow = Chain(*dense(self.latent, couplings, width, depth, "act", alternate=True))
@@ -158,7 +159,7 @@ class LatentFlow(GenerativeModel):
             self.require_length("share")
             self.require_unused_parameters("trains the autoencoder first and the flow then")
             if any(isinstance(callback, EarlyStopping) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-                raise ValueError("LatentFlow has no density to watch while its autoencoder trains: drop EarlyStopping")
+                raise UserError("LatentFlow has no density to watch while its autoencoder trains: drop EarlyStopping")
 
     def train(self, mode: bool = True) -> "LatentFlow":
         super().train(mode)
@@ -171,7 +172,7 @@ class LatentFlow(GenerativeModel):
         self.flow_begun = handed_on.get("flow_begun", False)
         steps = self.trainer.estimated_stepping_batches
         if self.share > (steps - 1) / steps and not self.flow_begun:
-            raise ValueError(
+            raise UserError(
                 f"a run of {steps} steps has none for one of the two stages: make it longer, or change share"
             )
 

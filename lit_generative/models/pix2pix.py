@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, pad
 
 from lit_generative.adversarial import Adversarial, Batch
+from lit_generative.errors import UserError
 from lit_generative.images import from_symmetric, to_symmetric, to_uint8
 from lit_generative.nn.pix2pix import PATCHES, Norm, PatchDiscriminator, UNetGenerator, authors_names
 
@@ -70,19 +71,19 @@ class Pix2Pix(Adversarial):
         super().__init__(accumulate=accumulate, clip=clip)
         channels, h, w = image_shape
         if levels < 2 or min(width, source_channels) < 1:
-            raise ValueError(
+            raise UserError(
                 f"levels start at 2, width and source_channels at 1; got {levels}, {width}, {source_channels}"
             )
         if h % 2**levels or w % 2**levels:
             most = math.gcd(h, w, 2**levels).bit_length() - 1
-            raise ValueError(f"images of {h}x{w} pixels can be halved {most} times, not levels={levels}: set fewer")
+            raise UserError(f"images of {h}x{w} pixels can be halved {most} times, not levels={levels}: set fewer")
         if patch != 1 and patch not in PATCHES:
-            raise ValueError(f"patches are of 1, {', '.join(map(str, PATCHES))} pixels, not {patch}")
+            raise UserError(f"patches are of 1, {', '.join(map(str, PATCHES))} pixels, not {patch}")
         fitting = [1, *(p for p, halvings in PATCHES.items() if min(h, w) >= 3 * 2**halvings)]
         if patch not in fitting:  # nothing would be left behind the last convolution
-            raise ValueError(f"patches of {patch} pixels do not fit images of {h}x{w}: choose from {fitting}")
+            raise UserError(f"patches of {patch} pixels do not fit images of {h}x{w}: choose from {fitting}")
         if not (0 <= dropout < 1 and 0 <= decay_from <= 1 and min(lambda_l1, lambda_gan) >= 0):
-            raise ValueError(
+            raise UserError(
                 f"dropout lies in [0, 1), decay_from in [0, 1], lambdas are not negative; got {dropout}, {decay_from}, "
                 f"{lambda_l1}, {lambda_gan}"
             )
@@ -154,7 +155,7 @@ class Pix2Pix(Adversarial):
             ValueError: There are none, or not ``n``.
         """
         if c is None or len(c) != n:
-            raise ValueError(f"{type(self).__name__} makes images of source images: give {n} of them as c")
+            raise UserError(f"{type(self).__name__} makes images of source images: give {n} of them as c")
         return self.translate(c)
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
@@ -168,9 +169,9 @@ class Pix2Pix(Adversarial):
         super().require_fitting(data)
         given, source = getattr(data, "source_channels", None), type(data).__name__
         if data is not None and given is None:
-            raise ValueError(f"Pix2Pix learns from pairs of images, and {source} has none: choose PairedFolder")
+            raise UserError(f"Pix2Pix learns from pairs of images, and {source} has none: choose PairedFolder")
         if given not in (None, self.source_channels):
-            raise ValueError(
+            raise UserError(
                 f"Pix2Pix is built for source images of {self.source_channels} channels, but {source} gives {given}: "
                 f"choose other data, or train with --model.source_channels {given}"
             )

@@ -17,6 +17,7 @@ from torchmetrics import MaxMetric
 from lit_generative.bijections import Bijection, Chain, Flatten, Inverse, Split, Squeeze
 from lit_generative.coupling import NORMS, Coupling, Halves, checkerboard, dense
 from lit_generative.dequantization import Logit, UniformDequantization, VariationalDequantization, dequantize, quantize
+from lit_generative.errors import UserError
 from lit_generative.interpolation import arcs, not_negative
 from lit_generative.likelihoods import bits_per_dim, finite_or_impossible, log_mean_exp, standard_normal
 from lit_generative.metrics import Moments
@@ -97,19 +98,19 @@ class RealNVP(GenerativeModel):
     ) -> None:
         super().__init__()
         if min(scales, couplings, width, depth, test_k) < 1:
-            raise ValueError(
+            raise UserError(
                 "scales, couplings, width, depth and test_k start at 1; "
                 f"got {scales}, {couplings}, {width}, {depth}, {test_k}"
             )
         if not (0 < alpha < 0.5 and 0 <= decay_from <= 1 and weight_decay >= 0):
-            raise ValueError(
+            raise UserError(
                 "alpha lies between 0 and 0.5, decay_from in [0, 1], weight_decay is not negative; "
                 f"got {alpha}, {decay_from}, {weight_decay}"
             )
         c, h, w = image_shape
         halvings = scales - 1 if stack == "multiscale" else 0
         if h % 2**halvings or w % 2**halvings:
-            raise ValueError(f"images of {h}x{w} pixels cannot be halved {halvings} times: set fewer scales")
+            raise UserError(f"images of {h}x{w} pixels cannot be halved {halvings} times: set fewer scales")
         self.save_hyperparameters(ignore=["init_from"])
         self.image_shape, self.dims = image_shape, math.prod(image_shape)
         self.lr, self.decay_from, self.weight_decay, self.test_k = lr, decay_from, weight_decay, test_k

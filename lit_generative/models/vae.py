@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from lit_generative.errors import UserError
 from lit_generative.interpolation import arcs
 from lit_generative.likelihoods import LIKELIHOODS, Likelihood, at_least_float32, bits_per_dim, in_bits, log_mean_exp
 from lit_generative.metrics import Moments
@@ -74,11 +75,10 @@ class VAE(GenerativeModel):
     ) -> None:
         super().__init__()
         if not hidden or not test_k or min(latent, *hidden, *test_k) < 1:
-            raise ValueError(f"latent, hidden and test_k must be positive, got {latent}, {hidden}, {test_k}")
+            raise UserError(f"latent, hidden and test_k must be positive, got {latent}, {hidden}, {test_k}")
         if min(kl_warmup, free_bits, decay_from) < 0 or decay_from > 1:
-            raise ValueError(
-                f"kl_warmup and free_bits must not be negative, decay_from must be in [0, 1]; "
-                f"got {kl_warmup}, {free_bits}, {decay_from}"
+            raise UserError(
+                f"kl_warmup, free_bits start at 0, decay_from is in [0, 1]; got {kl_warmup}, {free_bits}, {decay_from}"
             )
         self.save_hyperparameters(ignore=["init_from"])
         self.image_shape, self.latent, self.dims = image_shape, latent, math.prod(image_shape)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_generative.adversarial import Batch
+from lit_generative.errors import UserError
 from lit_generative.gan import GAN
 from lit_generative.images import to_symmetric
 from lit_generative.nn.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -53,9 +54,7 @@ class WGAN(GAN):
     ) -> None:
         super().__init__(n_critic, accumulate, clip)
         if min(latent, width) < 1 or clip_weights <= 0:
-            raise ValueError(
-                f"latent and width start at 1, clip_weights above 0; got {latent}, {width}, {clip_weights}"
-            )
+            raise UserError(f"latent and width start at 1, clip_weights above 0; got {latent}, {width}, {clip_weights}")
         self.save_hyperparameters(ignore=["init_from"])
         self.image_shape, self.latent, self.lr, self.clip_weights = image_shape, latent, lr, clip_weights
         self.generator = DCGANGenerator(self.image_shape, latent, width)
@@ -118,7 +117,7 @@ class WGANGP(GAN):
     ) -> None:
         super().__init__(n_critic, accumulate, clip)
         if min(latent, width) < 1 or penalty < 0:
-            raise ValueError(f"latent and width start at 1, penalty at 0; got {latent}, {width}, {penalty}")
+            raise UserError(f"latent and width start at 1, penalty at 0; got {latent}, {width}, {penalty}")
         self.save_hyperparameters(ignore=["init_from"])
         self.image_shape, self.latent, self.lr, self.penalty = image_shape, latent, lr, penalty
         self.generator = DCGANGenerator(self.image_shape, latent, width)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from lit_generative.errors import UserError
+
 
 class Layout(NamedTuple):
     """What the convolutions of a network have in common; all have stride 2."""
@@ -26,7 +28,7 @@ def _stages(size: int, count: int, layout: Layout) -> list[int]:
         padding = layout.last_padding if i == count - 1 else 1
         sizes.append((sizes[-1] + 2 * padding - layout.kernel) // 2 + 1)
     if min(sizes) < 1:
-        raise ValueError(f"{count} convolutions of stride 2 leave nothing of {size} pixels: shorten `hidden`")
+        raise UserError(f"{count} convolutions of stride 2 leave nothing of {size} pixels: shorten `hidden`")
     return sizes
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from lit_generative.errors import UserError
+
 Norm = Literal["batch", "none"]
 NORMS: dict[str, Any] = {"batch": nn.BatchNorm2d, "none": nn.Identity}
 
@@ -18,7 +20,7 @@ def _stages(image_shape: tuple[int, int, int]) -> tuple[int, int]:
     bottom = 7 if height % 7 == 0 else 4
     doublings = math.log2(height / bottom) if height >= 2 * bottom else 0.5
     if height != width or doublings != int(doublings):
-        raise ValueError(f"a DCGAN has square images of 28, 32, 64, ... pixels, not {height}x{width}: set image_size")
+        raise UserError(f"a DCGAN has square images of 28, 32, 64, ... pixels, not {height}x{width}: set image_size")
     return bottom, int(doublings)
 
 
@@ -81,7 +83,7 @@ class PixelShuffleGenerator(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], latent: int, width: int) -> None:
         super().__init__()
         if tuple(image_shape[1:]) != (28, 28) or width % 8:
-            raise ValueError(
+            raise UserError(
                 "the generator by pixel shuffling makes images of 28x28 pixels with a width that is a multiple of 8; "
                 f"got {tuple(image_shape[1:])} and {width}"
             )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_generative.errors import UserError
 from lit_generative.nn.mlp import zero
 
 EPS = 1e-6  # of the group norms
@@ -143,17 +144,17 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if not channels or min(*channels, blocks, groups, patch) < 1 or any(c % groups for c in channels):
-            raise ValueError(
+            raise UserError(
                 f"channels must be multiples of groups, blocks, groups and patch at least 1; got "
                 f"channels {tuple(channels)}, blocks {blocks}, groups {groups}, patch {patch}"
             )
         if channels[0] % 2 or channels[0] < 4:
-            raise ValueError(f"the first of channels must be even and at least 4, got {channels[0]}")
+            raise UserError(f"the first of channels must be even and at least 4, got {channels[0]}")
         if unknown := [i for i in attention_at if not 0 <= i < len(channels)]:
-            raise ValueError(f"attention_at names level {unknown[0]}, but levels are 0 to {len(channels) - 1}")
+            raise UserError(f"attention_at names level {unknown[0]}, but levels are 0 to {len(channels) - 1}")
         attended = {channels[i] for i in (*attention_at, -1)}
         if head_channels is not None and (head_channels < 1 or any(c % head_channels for c in attended)):
-            raise ValueError(f"head_channels {head_channels} does not divide the channels {sorted(attended)}")
+            raise UserError(f"head_channels {head_channels} does not divide the channels {sorted(attended)}")
         c, *self.size = image_shape
         factor = patch * 2 ** (len(channels) - 1)
         self.padding = [p for side in reversed(self.size) for p in ((-side % factor) // 2, (-side % factor + 1) // 2)]

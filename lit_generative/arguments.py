@@ -1,0 +1,58 @@
+"""What stands on the command line, before and beside what jsonargparse makes of it."""
+
+import datetime
+from argparse import ArgumentParser
+from itertools import pairwise
+from typing import Any
+
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+TRAINER_TYPES: dict[str, Any] = {  # narrower than Lightning's, under which 1 may become 1.0, or a run fail on its way
+    **{f"limit_{stage}_batches": int | float | None for stage in ("train", "val", "test", "predict")},
+    "accumulate_grad_batches": PositiveInt,
+    "check_val_every_n_epoch": PositiveInt | None,
+    "gradient_clip_val": NonNegativeFloat | None,
+    "log_every_n_steps": NonNegativeInt | None,
+    "val_check_interval": PositiveInt | PositiveFloat | datetime.timedelta | dict[str, int] | str | None,
+}
+
+
+def narrow_trainer_types(parser: ArgumentParser) -> None:
+    """Give the arguments ``trainer.*`` of a parser the types `TRAINER_TYPES`."""
+    for action in parser._actions:
+        name = action.dest.removeprefix("trainer.")
+        if name in TRAINER_TYPES:
+            action._typehint = TRAINER_TYPES[name]  # type: ignore[attr-defined]  # jsonargparse's
+
+
+def option(args: list[str], flag: str) -> str | None:
+    """The value of ``--flag value`` or ``--flag=value``, the last one if repeated."""
+    values = [a.split("=", 1)[1] for a in args if a.startswith(f"{flag}=")]
+    values += [b for a, b in pairwise(args) if a == flag]
+    return values[-1] if values else None
+
+
+def classes_first(args: list[str]) -> list[str]:
+    """Recipes, then the names of classes, then the rest: an argument cannot be read before its class is known."""
+    first: dict[str, list[str]] = {"--config": [], "--model": [], "--data": []}
+    rest, remaining = [], iter(args)
+    for arg in remaining:
+        flag, equals, value = arg.partition("=")
+        flag = "--config" if flag == "-c" else flag
+        if flag in first:
+            first[flag] += [flag, value if equals else next(remaining, "")]
+        else:
+            rest.append(arg)
+    return [*first["--config"], *first["--model"], *first["--data"], *rest]
+
+
+def plain(value: Any) -> Any:
+    """A tuple as a list, as configurations have it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def as_list(value: Any) -> list[Any]:
+    """What the Trainer takes as one object, several or a default, as a list of objects."""
+    if value in (None, True):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
