@@ -98,6 +98,7 @@ class DenoisingModel(GenerativeModel):
     @torch.no_grad()
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Lower bound on log p(x) of images in [0, 1], an unbiased estimate of it, nats ``(B,)``. No gradient."""
+        self.require_labels(len(x), c, guidance=0)
         return self.bound(x, c).log_prob
 
     # -- sampling ----------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ class DenoisingModel(GenerativeModel):
         return self.generate(x_T.unflatten(1, self.data_shape), c, sampler="dpm_solver")
 
     def require_labels(self, n: int, c: Tensor | None, guidance: float) -> None:
-        """Raise a ValueError if ``n`` samples cannot be drawn with these; see `sample`."""
+        """Raise a TypeError or ValueError if ``n`` images cannot have these; see `sample`."""
         if guidance:
             raise UserError(f"guidance leads towards a class, and {type(self).__name__} knows none")
 

@@ -41,6 +41,7 @@ class GAN(Adversarial):
 
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
         """How little the discriminator thinks of each image, ``(B,)``. Not a likelihood."""
+        self.require_images(x)
         return {"discriminator": -self.discriminator(to_symmetric(x)).float()}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lit_generative.batches import TakesBatches
 from lit_generative.errors import UserError, UserTypeError
 from lit_generative.progress import begin_next_epoch, count_epochs, progress, resume_learning_rates
 from lit_generative.randomness import mixed_seed, rng_states, set_rng_states
@@ -25,15 +26,13 @@ def class_path(obj: object) -> str:
     return f"{type(obj).__module__}.{type(obj).__qualname__}"
 
 
-class GenerativeModel(TrainLog):
+class GenerativeModel(TakesBatches, TrainLog):
     """A LightningModule with the plumbing that has nothing to do with any paper.
 
     A model states ``image_shape`` and ``levels`` (256, or 2 for binary pixels); they are held against the data's
-    before the first batch.
+    before the first batch, and against that batch, see `TakesBatches`.
     """
 
-    image_shape: tuple[int, int, int]
-    levels: int = 256
     monitor: str | None = "val/loss"  # what the best checkpoint is chosen by unless told otherwise; None: the last
     likelihood_kind: str = ""  # what ``nll`` and ``bpd`` of `test` are: exact, or a bound and which; empty: none
     log_prob_kind: str = ""  # the same of what `log_prob` gives by default
@@ -41,6 +40,7 @@ class GenerativeModel(TrainLog):
     training_seconds: float = 0.0  # wall time behind the weights without validation, over all runs that were resumed
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         self._handed_on = {}  # of a run that did not come to train
         self.require_fitting(getattr(self.trainer, "datamodule", None))
         strategy: Any = self.trainer.strategy
@@ -64,13 +64,6 @@ class GenerativeModel(TrainLog):
             raise UserError(
                 f"{model} is built for pixels with {self.levels} levels, but {source} has {levels}: {remedy}"
             )
-
-    def require_images(self, x: Tensor) -> None:
-        """Raise an error if ``x`` is no batch of the images that this model is built for."""
-        if not x.is_floating_point():
-            raise UserTypeError(f"{type(self).__name__} takes float images in [0, 1], got {x.dtype}")
-        if tuple(x.shape[1:]) != tuple(self.image_shape):
-            raise UserError(f"{type(self).__name__} takes images {tuple(self.image_shape)}, got {tuple(x.shape[1:])}")
 
     def require_unused_parameters(self, why: str) -> None:
         """Raise a ValueError if this run's DDP would stop at a step that leaves some parameters alone."""

@@ -127,6 +127,9 @@ class Recorder(GenerativeModel):
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.labels = []
 
+    def take_batch(self, batch, first):
+        return batch  # as the loader gives it, which is what the tests are about
+
     def training_step(self, batch):
         x, c = batch
         self.labels.append((self.current_epoch, c.tolist()))

@@ -187,7 +187,7 @@ def test_the_learning_rate_falls_to_zero_over_the_last_part(tmp_path):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     rates, model = [], VAE((1, 4, 4), latent=2, hidden=(8,), lr=0.1, decay_from=0.5)
-    x = DataLoader(TensorDataset(torch.rand(10, 1, 4, 4), torch.zeros(10)), 2)
+    x = DataLoader(TensorDataset(torch.randint(256, (10, 1, 4, 4)) / 255, torch.zeros(10)), 2)
     fit = trainer(tmp_path, max_epochs=2, logger=False, callbacks=[Rates()], limit_val_batches=0)
     fit.fit(model, x, x)
     assert rates == pytest.approx([0.1] * 6 + [0.08, 0.06, 0.04, 0.02])

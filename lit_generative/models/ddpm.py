@@ -17,9 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_generative.batches import describe
 from lit_generative.denoising import DenoisingModel, Sampler
 from lit_generative.diffusion_bound import Bound, decoder_scale, variational_bound
-from lit_generative.errors import UserError
+from lit_generative.errors import UserError, UserTypeError
 from lit_generative.images import from_symmetric, to_symmetric
 from lit_generative.likelihoods import DiscretizedGaussian
 from lit_generative.nn.unet import UNet, renamed
@@ -101,9 +102,18 @@ class DDPM(DenoisingModel):
                 f"--model.classes {known}"
             )
 
+    def take_condition(self, c: Any, x: Tensor, first: bool) -> Tensor:
+        """Labels ``(B,)`` int64; of a model without classes see `TakesBatches`."""
+        if not self.classes:
+            return super().take_condition(c, x, first)
+        # later ones are looked at where that does not wait for the device
+        self.require_classes(c, len(x), look=first or x.device.type == "cpu")
+        return c.long()
+
     # -- pixels in [-1, 1] -------------------------------------------------------------------------
 
     def to_data(self, x: Tensor) -> Tensor:
+        self.require_images(x)
         return to_symmetric(x)
 
     def to_images(self, x_0: Tensor) -> Tensor:
@@ -112,8 +122,23 @@ class DDPM(DenoisingModel):
     def require_labels(self, n: int, c: Tensor | None, guidance: float) -> None:
         if guidance < 0 or (guidance and (c is None or not self.classes)):
             raise UserError("guidance leads towards a class: it is not negative, and needs labels and a model of them")
-        if self.classes and c is not None and (len(c) != n or not ((c >= 0) & (c < self.classes)).all()):
-            raise UserError(f"c must hold a label from 0 to {self.classes - 1} for each of {n} images")
+        if self.classes and c is not None:
+            self.require_classes(c, n, look=True)
+
+    def require_classes(self, c: Any, n: int, look: bool) -> None:
+        """Raise a TypeError or ValueError unless ``c`` holds ``n`` labels; ``look`` at their values, too."""
+        expected = f"{self._place()}: c must hold a label from 0 to {self.classes - 1} for each of {n} images"
+        if not isinstance(c, Tensor):
+            raise UserTypeError(f"{expected}, got {describe(c)}: give (x, c), or build the model with classes=0")
+        if c.shape != (n,):
+            remedy = "c.squeeze(1)" if c.shape == (n, 1) else "c.argmax(1)" if c.ndim == 2 else "one each"
+            raise UserError(f"{expected}, got {describe(c)}: give {remedy}")
+        if c.is_floating_point() or c.is_complex():
+            raise UserTypeError(f"{expected}, got {describe(c)}: give c.long()")
+        if look and n and not ((c >= 0) & (c < self.classes)).all():
+            low, high = int(c.min()), int(c.max())
+            remedy = "count from 0" if low == 1 and high == self.classes else f"set classes to {high + 1} or more"
+            raise UserError(f"{expected}, got {low} to {high}: {remedy if low >= 0 else 'remove those below 0'}")
 
     # -- p(x_s|x_t) --------------------------------------------------------------------------------
 

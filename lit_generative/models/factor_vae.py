@@ -53,6 +53,7 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
     """
 
     monitor = "val/loss"  # that of the bound
+    smallest_batch = 2  # one image cannot be permuted
 
     def __init__(
         self,

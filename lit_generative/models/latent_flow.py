@@ -49,6 +49,7 @@ class LatentFlow(GenerativeModel):
     """
 
     ood_headline = "sum"
+    smallest_batch = 2  # of vectors, whose variance the flow's normalisations start from
     handed_on = (*GenerativeModel.handed_on, "flow_begun")
 
     def __init__(
@@ -113,6 +114,7 @@ class LatentFlow(GenerativeModel):
 
     def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log p(e(x)), -inf where it is no number, and |x - d(e(x))|^2 of images, ``(B,)`` each."""
+        self.require_images(x)
         with torch.autocast(x.device.type, enabled=False):  # the density is one of unrounded numbers
             h = self.autoencoder.encode(x)
         return finite_or_impossible(self.latent_log_density(h)), self.error(x, h)
@@ -130,6 +132,7 @@ class LatentFlow(GenerativeModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """z = f(e(x)), ``(B, latent)``."""
+        self.require_images(x)
         return self.flow(self.autoencoder.encode(x))[0]
 
     def decode(self, z: Tensor) -> Tensor:
@@ -138,6 +141,7 @@ class LatentFlow(GenerativeModel):
 
     def reconstruct(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """d(e(x)): the flow is exact, the autoencoder is not."""
+        self.require_images(x)
         return self.autoencoder.decode(self.autoencoder.encode(x))
 
     @torch.no_grad()

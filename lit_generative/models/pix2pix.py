@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, pad
 
 from lit_generative.adversarial import Adversarial, Batch
+from lit_generative.batches import unpack
 from lit_generative.errors import UserError
 from lit_generative.images import from_symmetric, to_symmetric, to_uint8
 from lit_generative.nn.pix2pix import PATCHES, Norm, PatchDiscriminator, UNetGenerator, authors_names
@@ -143,6 +144,7 @@ class Pix2Pix(Adversarial):
 
         Of any size: sides are continued at the right and the bottom until every level halves them, and cropped again.
         """
+        self.require_sources(c)
         height, width = c.shape[-2:]
         multiple = 2**self.halvings
         whole = pad(to_symmetric(c), (0, -width % multiple, 0, -height % multiple), mode="replicate")
@@ -176,12 +178,37 @@ class Pix2Pix(Adversarial):
                 f"choose other data, or train with --model.source_channels {given}"
             )
 
+    def take_batch(self, batch: Any, first: bool) -> tuple[Any, Any]:
+        """As in any model; for predictions sources, and the names of their files or None, of pairs or sources alone."""
+        if not self.trainer.predicting:
+            return super().take_batch(batch, first)
+        x, c = unpack(batch)
+        source, names = (c, None) if isinstance(c, Tensor) and c.ndim == 4 else (x, c if isinstance(c, list) else None)
+        self.require_sources(source)
+        if first:
+            self.require_range(source, "source images")
+        return source.to(self.dtype), names
+
+    def take_condition(self, c: Any, x: Tensor, first: bool) -> Tensor:
+        """Source images of the size of their targets."""
+        if c is None:
+            raise UserError(f"{self._place()} learns from pairs (x, c) of target and source images, got targets only")
+        self.require_floats(c, (self.source_channels, *x.shape[2:]), "source images")
+        if len(c) != len(x):
+            raise UserError(f"{self._place()} got {len(x)} target images and {len(c)} source images: give pairs")
+        if first:
+            self.require_range(c, "source images")
+        return c.to(self.dtype)
+
+    def require_sources(self, c: Any) -> None:
+        """Raise an error unless ``c`` is float images ``(B, source_channels, H, W)`` of any size."""
+        size = c.shape[2:] if isinstance(c, Tensor) and c.ndim == 4 else self.image_shape[1:]
+        self.require_floats(c, (self.source_channels, *size), "source images")
+
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """``translation`` of every source, uint8 ``(B, C, H, W)``, with the ``name`` of its file where it has one."""
-        first, second = batch
-        if isinstance(second, Tensor):  # a pair
-            return {"translation": to_uint8(self.translate(second))}
-        return {"translation": to_uint8(self.translate(first)), "name": second}
+        c, names = batch
+        return {"translation": to_uint8(self.translate(c))} | ({} if names is None else {"name": names})
 
     def configure_optimizers(self) -> Any:
         networks = (self.generator, self.discriminator)

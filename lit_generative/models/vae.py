@@ -93,8 +93,7 @@ class VAE(GenerativeModel):
         self.decoder = decoder(latent, hidden, (self.likelihood.parameters * c, h, w), getattr(nn, activation))
         self._tested = 0  # images that the last test saw
         self.terms = Moments(3)  # elbo, reconstruction, kl of every image seen in validation or test
-        self.bounds = Moments(len(test_k))
-        self.codes = Moments(latent)
+        self.bounds, self.codes = Moments(len(test_k)), Moments(latent)
         self.start_from(init_from)
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
@@ -105,6 +104,7 @@ class VAE(GenerativeModel):
 
     def q(self, x: Tensor) -> Normal:
         """The posterior q(z|x), batch shape ``(B, latent)`` (Eq. 9)."""
+        self.require_images(x)
         mu, log_var = at_least_float32(self.encoder(x)).chunk(2, dim=-1)
         # the cap keeps the KL of a first wild step finite; a trained posterior has log_var < 0
         return Normal(mu, torch.exp(0.5 * log_var.clamp(max=20)), validate_args=False)
