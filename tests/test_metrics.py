@@ -46,7 +46,7 @@ def test_moments_square_float32_values_in_float64():
 
 def test_moments_of_what_does_not_vary_and_of_what_is_infinite():
     assert moments_of(torch.tensor([[3.0]])).flatten().tolist() == [3, 0, 0, 1]
-    constant = torch.rand(1, 500).double().expand(7, -1)  # rounding makes some differences of squares negative
+    constant = torch.rand(1, 500, dtype=torch.float64).expand(7, -1)  # rounding makes some differences negative
     _, variance, error, _ = moments_of(constant)
     assert (variance >= 0).all() and variance.max() < 1e-15 and error.isfinite().all()
     assert moments_of(torch.tensor([[1.0], [torch.inf]]))[1:3, 0].tolist() == [torch.inf, torch.inf]
@@ -210,3 +210,19 @@ def test_density_and_coverage_count_balls():
     density, coverage = density_coverage(fake, real, k=1)
     # 0.25 lies in the balls of 0 and 1, 4.5 in those of 4 and 5, 100 in none
     assert density == pytest.approx(4 / 3) and coverage == pytest.approx(0.4)
+    # 2 lies on the borders of the balls of 1 and 3
+    assert density_coverage(torch.tensor([[2.0]]), real, k=1) == (1, pytest.approx(0.1))
+    # more samples than are looked at together
+    many = torch.cat([torch.full((2000, 1), 0.25), torch.full((500, 1), 4.5)])
+    assert density_coverage(many, real, k=1) == (pytest.approx(2), pytest.approx(0.4))
+
+
+def test_precision_and_recall_take_the_neighbours_that_they_are_told():
+    real, fake = torch.arange(10.0)[:, None], torch.tensor([[-1.5], [4.5], [20.0], [21.0]])
+    # the ball of 0 reaches 1 with one neighbour, 2 with two; those of 20 and 21 hold no real image
+    assert precision_recall(fake, real, k=1)[0] == 0.25 and precision_recall(fake, real, k=2)[0] == 0.5
+
+
+def test_kid_of_sets_of_two_sizes():
+    few, many = torch.randn(20, 4), torch.randn(50, 4)
+    assert kernel_distance(few, many, subsets=2)[1] >= 0 and kernel_distance(many, few, subsets=2)[1] >= 0
