@@ -5,11 +5,13 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentError, Namespace, auto_cli
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -37,6 +39,7 @@ from callbacks import (
 from lit_generative.checkpoints import (
     CheckpointError,
     data_config,
+    import_classes,
     known_classes,
     model_config,
     read_checkpoint,
@@ -103,6 +106,7 @@ class CLI(LightningCLI):
             name, known = option(args, f"--{key}"), [c.__name__ for c in known_classes(base, package.__name__)]
             if name is not None and name.isidentifier() and name not in known:
                 raise ValueError(f"there is no {key} called {name}: choose from {', '.join(sorted(known))}")
+        import_classes(named(args))  # a checkpoint may speak of them, and imports nothing itself
         path = option(args, "--ckpt_path")
         if path is not None and path not in ("best", "last", "hpc"):
             self.checkpoint = read_checkpoint(path)
@@ -281,6 +285,18 @@ def option(args: list[str], flag: str) -> str | None:
     values = [a.split("=", 1)[1] for a in args if a.startswith(f"{flag}=")]
     values += [b for a, b in pairwise(args) if a == flag]
     return values[-1] if values else None
+
+
+def named(args: list[str]) -> list[Any]:
+    """What may name classes: the values of arguments and what recipes hold, where these are lists or mappings."""
+    found: list[Any] = []
+    for flag, value in [*pairwise(args), *(arg.split("=", 1) for arg in args if "=" in arg)]:
+        if flag in ("--model", "--data") or flag.endswith(".class_path"):
+            found.append({"class_path": value})
+        with suppress(OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong
+            recipe = value.endswith((".yaml", ".yml", ".json"))
+            found.append(yaml.safe_load(Path(value).read_text() if recipe else value))
+    return [config for config in found if isinstance(config, dict | list)]
 
 
 def classes_first(args: list[str]) -> list[str]:
