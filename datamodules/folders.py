@@ -3,7 +3,7 @@
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 from unicodedata import normalize
@@ -113,8 +113,11 @@ class Listing:
     """
 
     def __init__(self, root: Path, skip_broken: bool = False, deep: bool = True) -> None:
-        if not root.is_dir():
-            raise DataError(f"there is no folder {root}: name the folder of the images as data_dir")
+        try:
+            if not root.is_dir():
+                raise DataError(f"there is no folder {root}: name the folder of the images as data_dir")
+        except OSError as error:
+            raise DataError(f"{root} cannot be read ({error.strerror}): check the permissions above it") from error
         self.root, self.images = root, list[Path]()
         self._unread: list[str] = []  # what cannot be read, why, and what to do
         self._others: Counter[str] = Counter()  # files that are no images, by ending
@@ -130,7 +133,7 @@ class Listing:
         self.images.sort()
         full = {above for folder in {path.parent for path in self.images} for above in (folder, *folder.parents)}
         empty = [folder for folder in waiting if folder not in full and folder.parent in full]
-        self._empty = [str(folder.relative_to(root)) for folder in empty]
+        self._empty = [folder.relative_to(root) for folder in empty]
         if self._unread and not skip_broken:
             raise DataError(listed(self._unread, "; "))
 
@@ -170,6 +173,12 @@ class Listing:
     def leave_out(self, images: Iterable[Path]) -> None:
         """Count images that the layout has no place for."""
         self._unused.update(str(path.parent.relative_to(self.root)) for path in images)
+
+    def require_full(self, is_split: Callable[[tuple[str, ...]], object]) -> None:
+        """Raise a DataError if the folder of a split has no images: none is then drawn from another split."""
+        if lost := [folder for folder in self._empty if is_split(folder.parts)]:
+            rest = listed(self._unread, "; ") or self.describe_rest()
+            raise DataError(f"{self.root} has no images that can be read in {listed(lost)} ({rest}): fill or remove it")
 
     def describe_rest(self) -> str:
         """What is left out, in words; empty if nothing."""

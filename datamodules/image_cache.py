@@ -58,9 +58,13 @@ def highest_level(path: Path) -> int | None:
     """The highest level of an image of 16 bits that can be read; None of others."""
     try:
         with Image.open(path, formats=formats()) as image:
-            return int(np.asarray(image).max()) if has_16_bits(image) else None
+            if has_16_bits(image):
+                return int(np.asarray(image).max())
+            if any(";16" in str(raw) for *_, raw in image.tile):  # of colour, of which Pillow keeps the upper 8
+                return 256 * int(np.asarray(image.convert("RGB")).max()) + 255
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None  # `open_image` says why
+        pass  # `open_image` says why
+    return None
 
 
 def decode(path: Path, size: int, channels: int) -> np.ndarray:

@@ -13,6 +13,8 @@ from datamodules.folders import Listing, by_folder, find_splits, split_of, used_
 from datamodules.image_cache import cached, decode
 from lit_generative.statistics import cache_folder
 
+USES = {"train": "training", "val": "validation", "test": "test"}
+
 
 class ImageFolder(ImageData):
     """The images below a folder: flat, or one folder per class, whose labels follow the folders' names.
@@ -99,13 +101,15 @@ class ImageFolder(ImageData):
         listing = Listing(root, self.skip_broken)
         tops = by_folder(listing.images, root)
         splits = find_splits(root, [name for name in tops if name])
+        if splits:
+            listing.require_full(lambda parts: len(parts) == 1 and split_of(parts[0]))
         # in this order the splits of older runs were drawn
         parts: dict[str, Path] = {split: root / splits[split] for split in ("train", "test", "val") if split in splits}
         parts = used_splits(parts, root) or {"train": root}
         listing.leave_out(path for name, own in tops.items() if splits and name not in splits.values() for path in own)
         found: list[tuple[Path, int]] = []
         rows: dict[str, Tensor] = {}
-        self.classes, counts = [], {}
+        self.classes, counts = [], []
         for split, folder in parts.items():
             images, classes = self._labelled(tops[folder.name] if splits else listing.images, folder, listing)
             if found and classes != self.classes:
@@ -115,11 +119,12 @@ class ImageFolder(ImageData):
                 )
             # in a random order: a batch shows all classes
             order = torch.randperm(len(images), generator=Generator().manual_seed(self.seed))
-            self.classes, rows[split], counts[folder.name] = classes, len(found) + order, f"{len(images):,} for {split}"
+            self.classes, rows[split] = classes, len(found) + order
+            counts.append(f"{len(images):,} images" + (f" in {folder.name} for {USES[split]}" if splits else ""))
             found += images
         listing.tell()
-        if splits:
-            rank_zero_info(f"{root}: {', '.join(f'{name} has {count}' for name, count in counts.items())}")
+        of = f", of {len(self.classes):,} classes ({listed(self.classes)})" if self.classes else ""
+        rank_zero_info(f"{root}: {', '.join(counts)}{of}")
         if "test" in parts and self.test_size is not None:
             raise DataError(f"ImageFolder: {parts['test']} has the images for test: leave out test_size")
         if "test" not in parts:

@@ -112,6 +112,8 @@ def find_pairs(root: Path, skip_broken: bool) -> dict[str, list[Files]]:
             listing.leave_out(own)
         elif (other := places.setdefault(place[0], {}).setdefault(place[1], folder)) != folder:
             raise DataError(f"{other} and {folder} are both for the same: leave one")
+    if any(places):
+        listing.require_full(lambda parts: (place_of(parts) or ("",))[0])
     if len(places) > 1:  # what lies beside folders of splits is in none
         for folder in places.pop("", {}).values():
             listing.leave_out(images[folder])
