@@ -3,7 +3,7 @@
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 from unicodedata import normalize
@@ -89,12 +89,13 @@ def used_splits(found: dict[str, T], root: Path) -> dict[str, T]:
     return found
 
 
-def by_folder(images: Iterable[Path], root: Path) -> dict[str, list[Path]]:
+def by_folder(images: Sequence[Path], root: Path) -> dict[str, list[Path]]:
     """Images below ``root`` by the folder in it that they lie in; "" for those in ``root`` itself."""
+    parents = {folder: folder.relative_to(root).parts for folder in {path.parent for path in images}}
+    names = {folder: nfc(parts[0]) if parts else "" for folder, parts in parents.items()}
     groups: dict[str, list[Path]] = {}
     for path in images:
-        above, *below = path.relative_to(root).parts
-        groups.setdefault(nfc(above) if below else "", []).append(path)
+        groups.setdefault(names[path.parent], []).append(path)
     return groups
 
 
