@@ -34,9 +34,10 @@ from callbacks import (
     TranslationScores,
     WandbRecord,
 )
-from lit_generative.arguments import as_list, classes_first, narrow_trainer_types, option, plain
+from lit_generative.arguments import as_list, classes_first, named, narrow_trainer_types, option, plain
 from lit_generative.checkpoints import (
     data_config,
+    import_classes,
     known_classes,
     model_config,
     read_checkpoint,
@@ -113,6 +114,7 @@ class CLI(LightningCLI):
             known = [cls.__name__ for cls in classes if not inspect.isabstract(cls)]
             if name is not None and name.isidentifier() and name not in known:
                 raise UserError(f"there is no {key} called {name}: choose from {', '.join(sorted(known))}")
+        import_classes(named(args))  # a checkpoint may speak of them, and imports nothing itself
         path = option(args, "--ckpt_path")
         if path is not None and path not in ("best", "last", "hpc"):
             self.checkpoint = read_checkpoint(path)

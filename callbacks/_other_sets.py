@@ -16,12 +16,16 @@ def other_sets(own: Any, given: Iterable[Any]) -> dict[str, Any]:
     """The given sets by name, without the model's ``own`` and without repetitions.
 
     A name is that of the class, with a number where there are several of it. A set that names no folder is searched
-    where the model's own lies.
+    where the model's own lies, if that is a set among others; in a folder of pictures none is sought, and into none is
+    anything downloaded.
     """
     distinct = {identity(own): own}
+    among_others = hasattr(own, "files")  # in torchvision's layout
     for data in given:
-        if data.hparams.get("data_dir") is None and own.hparams.get("data_dir") is not None:
+        if among_others and data.hparams.get("data_dir") is None and own.hparams.get("data_dir") is not None:
             data.hparams["data_dir"] = own.hparams["data_dir"]
+        if not among_others and Path(data.data_dir).resolve().is_relative_to(Path(own.data_dir).resolve()):
+            data.download = False
         distinct.setdefault(identity(data), data)
     others: list[Any] = list(distinct.values())[1:]
     count, seen, named = Counter(data.name for data in others), Counter[str](), {}

@@ -21,6 +21,8 @@ from lit_generative.metrics import PerImage
 from lit_generative.protocols import HasLogProb, HasOODScores, require
 from lit_generative.randomness import forked_rng, mixed_seed
 
+NEEDED = ("stored", "stored_depends_on", "as_test", "describe_conversion")  # of every set
+
 
 class OODScores(FirstBatch):
     """Score test images and images of other sets, and log AUROC, AUPR and FPR at 95 % TPR of every pair and score.
@@ -82,19 +84,20 @@ class OODScores(FirstBatch):
         self._reset()
         if stage != "test" and not (stage == "fit" and self.every_n_epochs):
             return
+        own: Any = getattr(trainer, "datamodule", None)
         try:
             require(pl_module, HasOODScores if isinstance(pl_module, HasOODScores) else HasLogProb, self)
+            for data in (own, *self.data):
+                if not all(hasattr(data, name) for name in NEEDED):
+                    name = type(data).__name__
+                    raise UserTypeError(f"OODScores: {name} does not give its images (`stored`, `as_test`)")
+                        f"OODScores: {type(data).__name__} does not give its images (`stored`, `as_test`)"
+                    )
         except UserTypeError as error:
             if self.strict:
                 raise
             rank_zero_info(f"no out-of-distribution scores: {error}")
             return
-        own: Any = getattr(trainer, "datamodule", None)
-        for data in (own, *self.data):
-            if not all(
-                hasattr(data, name) for name in ("stored", "stored_depends_on", "as_test", "describe_conversion")
-            ):
-                raise UserTypeError(f"OODScores: {type(data).__name__} does not give its images (`stored`, `as_test`)")
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if (monitor := str(getattr(callback, "monitor", ""))).startswith("ood/"):
                 raise UserError(f"a checkpoint must not be chosen by {monitor}: these are test images")

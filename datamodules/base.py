@@ -4,23 +4,19 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Generator, Tensor
 
 from datamodules.convert import convert, describe
-from datamodules.files import DataError, download, find
+from datamodules.files import DataError
 from datamodules.loader import TensorLoader, bernoulli, fixed_generator, mutate
+from datamodules.stored_files import Split, StoredFiles
 from lit_generative.images import from_uint8
 
-Split = Literal["train", "test"]
 
-
-class ImageData(LightningDataModule, ABC):
+class ImageData(StoredFiles, ABC):
     """Images in memory, as batches ``(x, c)``.
 
     x is float32 ``(B, C, H, W)`` in [0, 1], exactly k/255; c is int64 ``(B,)`` in 0..num_classes-1. Loaders yield uint8
@@ -45,8 +41,6 @@ class ImageData(LightningDataModule, ABC):
         DataError: the files are missing or damaged, or the options do not fit them.
     """
 
-    name: str  # the class's
-
     # The facts of a data set, given by its class:
     @property
     @abstractmethod
@@ -54,10 +48,7 @@ class ImageData(LightningDataModule, ABC):
 
     num_classes: ClassVar[int] = 10
     val_share: ClassVar[int] = 6  # one training image in this many is for validation, by default
-    files: ClassVar[dict[Split, tuple[str, ...]]]  # names without .gz
     stored_depends_on: ClassVar[tuple[str, ...]] = ()  # options, beside the folder, that `stored` depends on
-    bundle: ClassVar[Path | None] = None  # folder of the bundled subset
-    bundle_holds: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -93,70 +84,6 @@ class ImageData(LightningDataModule, ABC):
         self.levels = 256 if binarize == "none" else 2
         self._sets: dict[str, tuple[Tensor, Tensor]] = {}  # "train", "val", "test", as `read` gives them; and which of
         self._rows: dict[str, Tensor] = {}  # these images are in the set, if not all
-        self._told_of_bundle = False
-
-    @property
-    def data_dir(self) -> Path:
-        """Resolved when used: the environment of another machine is not carried in a checkpoint."""
-        return Path(self.hparams["data_dir"] or os.environ.get("LIT_GENERATIVE_DATA") or "data").expanduser()
-
-    # ---- what a data set says of itself
-
-    def folders(self) -> list[Path]:
-        """Where the files may lie, best first; a download goes to the first, below `data_dir`."""
-        raise NotImplementedError
-
-    def fetch(self, root: Path) -> None:
-        """Download everything below ``root``, in torchvision's layout, and check its checksums."""
-        raise NotImplementedError
-
-    def read(self, paths: list[Path], split: Split) -> tuple[Tensor, Tensor]:
-        """Read and check ``files[split]``: images uint8 ``(N, C, H, W)``, labels int64 ``(N,)``."""
-        raise NotImplementedError
-
-    # ---- files
-
-    def prepare_data(self) -> None:
-        """Download the data set if no file of it is there (Lightning: in one process per node)."""
-        names, folders = self._names(), self.folders()
-        if not self.download or any(find(folder, names) for folder in folders):
-            return  # incomplete files are the user's: `setup` names what is missing
-        try:
-            download(self.fetch, self.data_dir, folders[0], names)
-        except DataError as error:
-            if not (self.bundled and self.bundle):
-                raise DataError(f"{self.name}: {error}. {self._remedy()}") from error
-
-    def _names(self) -> list[str]:
-        return [name for names in self.files.values() for name in names]
-
-    def _remedy(self) -> str:
-        lacking = f". There is no bundled subset of {self.name}" if self.bundled and not self.bundle else ""
-        return (
-            f"Put {', '.join(self._names())} (gzipped or not) into {self.folders()[0]}, or name another folder in "
-            f"torchvision's layout as data_dir or in $LIT_GENERATIVE_DATA, or use download=True with a network{lacking}"
-        )
-
-    def _locate(self, split: Split) -> list[Path]:
-        for folder in self.folders():
-            if found := find(folder, self._names()):
-                for name in self.files[split]:
-                    if name not in found:
-                        raise DataError(
-                            f"{folder / name} is missing, though other files of {self.name} are there, "
-                            f"which a download leaves alone: add it, or move {folder} away"
-                        )
-                return [found[name] for name in self.files[split]]
-        if not (self.bundled and self.bundle):
-            raise DataError(f"{self.name} was not found. {self._remedy()}")
-        if not self._told_of_bundle:
-            rank_zero_info(
-                f"{self.name}: using only the bundled {self.bundle_holds}; for the whole data set "
-                f"put its files into {self.folders()[0]} or use download=True with a network"
-            )
-            self._told_of_bundle = True
-        found = find(self.bundle, self._names())
-        return [found[name] for name in self.files[split]]
 
     # ---- splits
 
@@ -179,7 +106,7 @@ class ImageData(LightningDataModule, ABC):
 
     def _split(self, count: int) -> tuple[Tensor, Tensor]:
         """Of so many training images the numbers of those to train on, and of those held out."""
-        held_out = count // self.val_share if self.val_size is None else self.val_size
+        held_out = max(1, count // self.val_share) if self.val_size is None else self.val_size
         if held_out >= count:
             raise DataError(f"{self.name}: val_size={held_out} leaves none of {count} images to train on")
         order = torch.randperm(count, generator=Generator().manual_seed(self.seed))
@@ -219,15 +146,19 @@ class ImageData(LightningDataModule, ABC):
         return loader
 
     def val_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        loader = self._loader("val")
-        if 0 < (n := loader.count) < self._ranks()[1]:
-            raise DataError(f"{self.name}: {n} validation images, fewer than processes: raise val_size")
-        return loader if n else []
+        return self._all("val")
 
-    def test_dataloader(self) -> TensorLoader:
-        return self._loader("test")
+    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return self._all("test")
 
     predict_dataloader = test_dataloader
+
+    def _all(self, name: str) -> TensorLoader | list[TensorLoader]:
+        loader, processes = self._loader(name), self._ranks()[1]
+        if 0 < loader.count < processes:
+            kind, remedy = ("validation", "raise val_size") if name == "val" else ("test", "use fewer")
+            raise DataError(f"{self.name}: {loader.count} {kind} images, fewer than processes: {remedy}")
+        return loader if loader.count else []
 
     def _loader(self, name: str) -> TensorLoader:
         training, (rank, world_size) = name == "train", self._ranks()

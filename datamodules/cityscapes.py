@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import Cityscapes as Official
 
-from datamodules.files import DataError
+from datamodules.files import DataError, listed
+from datamodules.folders import Listing, formats
 from datamodules.image_cache import Files, open_image
 from datamodules.paired_folder import halves, pairs_in, scaled
 from datamodules.pairs import PairedImages
@@ -34,8 +35,8 @@ def train_ids() -> np.ndarray:
 class Cityscapes(PairedImages):
     """Photos and labels, from the official archives or from the 256x256 pairs that pix2pix made of them.
 
-    The archives ``leftImg8bit`` and ``gtFine``, unpacked side by side, are read through torchvision; nobody but the
-    user may download them (www.cityscapes-dataset.com, licence). The pairs lie in ``train`` and ``val``, JPEGs with the
+    The archives ``leftImg8bit`` and ``gtFine`` lie unpacked side by side; nobody but the user may download them
+    (www.cityscapes-dataset.com, licence). The pairs lie in ``train`` and ``val``, JPEGs with the
     photo on the left. ``val`` is for test, since the labels of the official test images are dummies; validation images
     are split from ``train``.
 
@@ -132,32 +133,36 @@ class Cityscapes(PairedImages):
         if (root / "train").is_dir() and (root / "val").is_dir():
             if self.labels != "color":
                 raise DataError(f"{root} holds pairs in colour: labels {self.labels} need the official archives")
-            return {"train": pairs_in(root / "train"), "test": pairs_in(root / "val")}
+            return {use: pairs_in(root / name, self.skip_broken) for use, name in (("train", "train"), ("test", "val"))}
         raise DataError(
             f"Cityscapes was not found in {root}: put the unpacked leftImg8bit and gtFine there (from "
             "www.cityscapes-dataset.com), or pix2pix's pairs in train and val, or name another data_dir"
         )
 
     def _official(self, root: Path, split: str) -> list[Files]:
-        kinds = ["color", "semantic"] if self.labels == "color" else ["semantic"]
-        try:
-            found = Official(str(root), split, "fine", kinds)
-        except (RuntimeError, FileNotFoundError) as error:
+        kinds = ["color", "labelIds"] if self.labels == "color" else ["labelIds"]
+        photos, labels = root / "leftImg8bit" / split, root / "gtFine" / split
+        if not (photos.is_dir() and labels.is_dir()):
             raise DataError(
                 f"{root} has no {split} images of both leftImg8bit and gtFine: unpack the two archives side by side"
-            ) from error
-        files: list[Files] = [
-            (Path(image), *map(Path, targets)) for image, targets in zip(found.images, found.targets, strict=True)
-        ]
-        labels = {path for own in files for path in own[1:]}
-        if missing := sorted(path for path in labels if not path.is_file()):
-            raise DataError(f"{len(missing)} images have no labels: {', '.join(map(str, missing[:5]))}")
-        endings = {path.name.rpartition("_")[2] for path in labels}  # color.png, labelIds.png
-        there = {path for ending in endings for path in (root / "gtFine" / split).glob(f"*/*_gtFine_{ending}")}
-        if missing := sorted(there - labels):
-            raise DataError(f"{len(missing)} labels have no image: {', '.join(map(str, missing[:5]))}")
+            )
+        listing = Listing(photos, self.skip_broken)
+        files: list[Files] = []
+        for path in listing.images:
+            city, stem = path.parent, path.stem.removesuffix("_leftImg8bit")
+            if city.parent == photos and stem != path.stem:
+                files.append((path, *(labels / city.name / f"{stem}_gtFine_{kind}.png" for kind in kinds)))
+            else:
+                listing.leave_out([path])
+        listing.tell()
+        wanted = {path for own in files for path in own[1:]}
+        if missing := sorted(path for path in wanted if not path.is_file()):
+            raise DataError(f"{len(missing)} images have no labels: {listed(missing)}")
+        there = {path for kind in kinds for path in labels.glob(f"*/[!.]*_gtFine_{kind}.png")}
+        if alone := sorted(there - wanted):
+            raise DataError(f"{len(alone)} labels have no image: {listed(alone)}")
         if not files:
-            raise DataError(f"{root / 'leftImg8bit' / split} has no images")
+            raise DataError(f"{photos} has no images")
         return files
 
     def read_pair(self, files: Files, size: int) -> np.ndarray:
@@ -194,7 +199,7 @@ class Cityscapes(PairedImages):
 def read_ids(path: Path) -> Image.Image:
     """The label ids of an image of the archives, one channel of 0 to 33; all others are 0, unlabelled."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=formats()) as image:
             ids = np.asarray(image)
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(str(error).replace(f" {str(path)!r}", "")) from error

@@ -5,7 +5,7 @@ import os
 import socket
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +17,12 @@ TIMEOUT = 10.0  # seconds without an answer from the host of a download
 
 class DataError(UserError):
     """A data set is missing, damaged or another one; the message names the file and the remedy."""
+
+
+def listed(items: Sequence[object], between: str = ", ") -> str:
+    """The first ten of them, and how many there are if there are more."""
+    more = f"{between}... ({len(items):,} in all)" if len(items) > 10 else ""
+    return between.join(map(str, items[:10])) + more
 
 
 def read_bytes(path: Path) -> bytes:

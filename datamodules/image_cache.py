@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datamodules.files import DataError
+from datamodules.files import DataError, listed
+from datamodules.folders import formats
 from lit_generative.errors import UserError
 from lit_generative.whole_files import whole_file
 
 Files = tuple[Path, ...]  # of one image
 
 AT_ONCE = 1024  # images between disk and disk
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+READER = 2  # changes with what `decode` makes of an image
+DARK = 4096  # levels of the 65,536 of 16 bits: an image that uses no others becomes nearly black
 
 
 def open_image(path: Path, mode: str = "RGB") -> Image.Image:
@@ -33,18 +36,36 @@ def open_image(path: Path, mode: str = "RGB") -> Image.Image:
         ValueError: It cannot be read; the message is the reason.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=formats()) as opened:
             image = ImageOps.exif_transpose(opened)
+            if has_16_bits(opened):  # conversion would clip all but the lowest levels
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in ("I", "F"):
                 raise UserError("it has pixels of 32 bits, of unknown range: convert it to 8 or 16")
-            if image.mode.startswith("I;16"):  # conversion would clip all but the lowest levels
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.has_transparency_data:
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image.convert("RGBA"))
             return image.convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(str(error).replace(f" {str(path)!r}", "")) from error
+
+
+def has_16_bits(image: Image.Image) -> bool:
+    """Whether its levels are 0 to 65,535; of a PGM, whatever its own highest level is, Pillow makes these."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+
+
+def highest_level(path: Path) -> int | None:
+    """The highest level of an image of 16 bits that can be read; None of others."""
+    try:
+        with Image.open(path, formats=formats()) as image:
+            if has_16_bits(image):
+                return int(np.asarray(image).max())
+            if any(";16" in str(raw) for *_, raw in image.tile):  # of colour, of which Pillow keeps the upper 8
+                return 256 * int(np.asarray(image.convert("RGB")).max()) + 255
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        pass  # `open_image` says why
+    return None
 
 
 def decode(path: Path, size: int, channels: int) -> np.ndarray:
@@ -75,24 +96,31 @@ def cached(
     paths = [path for own in files for path in own]
     where = os.path.commonpath([path.parent for path in paths])
     name = f"{Path(where).name}-{_digest(where, recipe, shape)}"
-    key = _digest(*((str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths))
+    key = _digest(READER, *((str(path), *_stamp(path)) for path in paths))
     data, facts = folder / f"{name}.npy", folder / f"{name}.json"
     known = _read_facts(facts)
     if known.get("key") != key or not data.is_file() or known.get("bytes") != data.stat().st_size:
         rank_zero_info(f"decoding {len(files):,} images of {where} into {data}, once")
         _tell_of_links(paths, Path(where).resolve())
-        broken_now = _write(files, shape, read, data)
-        known = {"key": key, "bytes": data.stat().st_size, "broken": broken_now}
+        broken_now, dark_now = _write(files, shape, read, data)
+        known = {"key": key, "bytes": data.stat().st_size, "broken": broken_now, "dark": dark_now}
         _replace(facts, [json.dumps(known).encode()])
     broken = {int(i): reason for i, reason in known["broken"].items()}
     if broken and not skip_broken:
-        listed = "; ".join(f"{_named(files[i])} ({reason})" for i, reason in list(broken.items())[:10])
+        reasons = listed([f"{_named(files[i])} ({reason})" for i, reason in broken.items()], "; ")
         raise DataError(
-            f"{len(broken)} of {len(files)} images cannot be read: {listed}{'; ...' if len(broken) > 10 else ''}. "
-            "Remove or replace them, or set skip_broken to true"
+            f"{len(broken)} of {len(files)} images cannot be read: {reasons}. Remove or replace them, or set "
+            "skip_broken to true"
         )
     if broken:
-        rank_zero_info(f"left out, because they cannot be read: {', '.join(_named(files[i]) for i in broken)}")
+        named = listed([_named(files[i]) for i in broken])
+        rank_zero_info(f"{len(broken):,} images are left out, because they cannot be read: {named}")
+    if dark := known["dark"]:
+        named = listed([f"{path} (up to {level:,})" for path, level in dark.items()])
+        rank_zero_warn(
+            f"{len(dark):,} images of 16 bits use few of their 65,536 levels, and become nearly black: {named}; "
+            "stretch them first, if they are not meant to be"
+        )
     try:
         images = np.load(data, mmap_mode="c")  # private: the file itself is never written to
     except (OSError, ValueError) as error:
@@ -105,8 +133,9 @@ def cached(
 def _tell_of_links(paths: Sequence[Path], folder: Path) -> None:
     """Say which files are not where they seem to be: whoever got the folder from others may not know."""
     parents = {parent: parent.resolve() for parent in {path.parent for path in paths}}
-    real = ((path, path.resolve() if path.is_symlink() else parents[path.parent] / path.name) for path in paths)
-    outside = [(path, target) for path, target in real if not target.is_relative_to(folder)]
+    # realpath, since a link may lead to itself
+    ends = ((path, Path(realpath(path)) if path.is_symlink() else parents[path.parent] / path.name) for path in paths)
+    outside = [(path, end) for path, end in ends if not end.is_relative_to(folder) and end.exists()]
     if outside:
         path, target = outside[0]
         rank_zero_warn(f"{len(outside)} images of {folder} are links to elsewhere, and read: {path} is {target}")
@@ -114,6 +143,13 @@ def _tell_of_links(paths: Sequence[Path], folder: Path) -> None:
 
 def _named(files: Files) -> str:
     return " with ".join(map(str, files))
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        return (found := path.stat()).st_size, found.st_mtime_ns
+    except OSError:  # a link to nowhere, say: `read` gives the reason
+        return ()
 
 
 def _digest(*facts: object) -> str:
@@ -129,16 +165,25 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 def _write(
     files: Sequence[Files], shape: tuple[int, int, int], read: Callable[[Files], np.ndarray], target: Path
-) -> dict[int, str]:
-    """Decode all images into ``target``, zeros for those that cannot be read; the reasons of these by index."""
+) -> tuple[dict[int, str], dict[str, int]]:
+    """Decode all images into ``target``, zeros for those that cannot be read.
+
+    Returns:
+        The reasons of these by index, and of files whose 16 bits are too dark the highest level.
+    """
     broken: dict[int, str] = {}
+    dark: dict[str, int] = {}
 
     def attempt(i: int) -> bytes:
         try:
-            return read(files[i]).tobytes()
+            levels = read(files[i])
         except ValueError as error:
             broken[i] = str(error)
             return bytes(math.prod(shape))
+        if levels.max((1, 2)).min() < 2 * DARK >> 8:  # scaling may overshoot; the file itself decides
+            tops = ((path, highest_level(path)) for path in files[i])
+            dark.update({str(path): top for path, top in tops if top is not None and 0 < top < DARK})
+        return levels.tobytes()
 
     def content() -> Iterator[bytes]:
         header = io.BytesIO()
@@ -150,7 +195,7 @@ def _write(
                 yield from pool.map(attempt, range(start, min(start + AT_ONCE, len(files))))
 
     _replace(target, content())
-    return dict(sorted(broken.items()))
+    return dict(sorted(broken.items())), dict(sorted(dark.items()))
 
 
 def _replace(target: Path, content: Iterable[bytes]) -> None:

@@ -4,21 +4,26 @@ import os
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Generator, Tensor
 
 from datamodules.base import ImageData, Split
-from datamodules.files import DataError
-from datamodules.image_cache import SUFFIXES, cached, decode
+from datamodules.files import DataError, listed
+from datamodules.folders import Listing, by_folder, find_splits, split_of, used_splits
+from datamodules.image_cache import cached, decode
 from lit_generative.statistics import cache_folder
+
+USES = {"train": "training", "val": "validation", "test": "test"}
 
 
 class ImageFolder(ImageData):
     """The images below a folder: flat, or one folder per class, whose labels follow the folders' names.
 
-    Where it has folders ``train`` and ``test``, each laid out so, these are the splits, and ``val`` is that for
-    validation; with ``train`` and ``val`` alone, ``val`` is for test. What is lacking is split off by ``seed``, anew
-    when images are added or removed. Images of any size, mode and format become 8-bit squares once; those are kept in a
-    file that is mapped into memory, so that memory does not grow with the folder, and made anew when an image changes.
+    Where it has folders ``train``, ``val`` and ``test`` (also by other usual names, see `folders.SPLITS`), each laid
+    out so, these are the splits; without one for test, that for validation is for test. What is lacking is split off
+    by ``seed``, anew when images are added or removed. Images of any size, mode and format that Pillow reads become
+    8-bit squares once; those are kept in a file that is mapped into memory, so that memory does not grow with the
+    folder, and made anew when an image changes. A line says what else is in the folder.
 
     Args:
         data_dir: The folder; default $LIT_GENERATIVE_DATA, else ``data``.
@@ -26,14 +31,15 @@ class ImageFolder(ImageData):
         channels: 3 for RGB, 1 for grey.
         batch_size: Images per batch and process.
         val_size: Images held out for validation; default: a tenth of the training images.
-        test_size: Images held out for test; default: a tenth of all. Not with folders ``train`` and ``test``.
+        test_size: Images held out for test; default: a tenth. Not where a folder is for test.
         random_flip: Mirror training images with probability 1/2.
         skip_broken: Leave out what cannot be read, with a line that lists it, instead of an error.
         cache_dir: Where the file is kept; default ``~/.cache/lit-generative``.
         seed: Of the splits and of the order of training.
 
     Raises:
-        DataError: There are no images, or some cannot be read, or the folders do not fit together.
+        DataError: There are no images, or some cannot be read, or the folders do not fit together; or some look like
+            splits, but not all.
     """
 
     shape = (3, 64, 64)
@@ -91,37 +97,70 @@ class ImageFolder(ImageData):
         return self._opened
 
     def _find(self) -> tuple[list[tuple[Path, int]], dict[str, Tensor]]:
+        """The images with their labels, and the numbers of those in each split."""
         root = self.data_dir
-        try:
-            if not root.is_dir():
-                raise DataError(f"there is no folder {root}: name the folder of the images as data_dir")
-            parts = [root / name for name in ("train", "test", "val") if (root / name).is_dir()]
-            if len(parts) > 1 and parts[0].name == "train":
-                return self._find_parts(parts)
-            found, self.classes = scan(root)
-        except OSError as error:
-            raise DataError(f"{root} cannot be read ({error.strerror}): check its permissions") from error
-        held_out = len(found) // 10 if self.test_size is None else self.test_size
-        if held_out >= len(found):
-            raise DataError(f"ImageFolder: test_size={held_out} leaves none of {len(found)} images to train on")
-        order = torch.randperm(len(found), generator=Generator().manual_seed(self.seed))
-        return found, {"test": order[:held_out], "train": order[held_out:]}
-
-    def _find_parts(self, parts: list[Path]) -> tuple[list[tuple[Path, int]], dict[str, Tensor]]:
-        if self.test_size is not None:
-            raise DataError(f"ImageFolder: {parts[1]} has the images for test: leave out test_size")
+        listing = Listing(root, self.skip_broken)
+        tops = by_folder(listing.images, root)
+        splits = find_splits(root, [name for name in tops if name])
+        if splits:
+            listing.require_full(lambda parts: len(parts) == 1 and split_of(parts[0]))
+        # in this order the splits of older runs were drawn
+        parts: dict[str, Path] = {split: root / splits[split] for split in ("train", "test", "val") if split in splits}
+        parts = used_splits(parts, root) or {"train": root}
+        listing.leave_out(path for name, own in tops.items() if splits and name not in splits.values() for path in own)
         found: list[tuple[Path, int]] = []
-        splits: dict[str, Tensor] = {}
-        for part, name in zip(parts, ("train", "test", "val"), strict=False):
-            images, classes = scan(part)
+        rows: dict[str, Tensor] = {}
+        self.classes, counts = [], []
+        for split, folder in parts.items():
+            images, classes = self._labelled(tops[folder.name] if splits else listing.images, folder, listing)
             if found and classes != self.classes:
-                differing = ", ".join(sorted(set(classes) ^ set(self.classes)))
-                raise DataError(f"{parts[0]} and {part} have different classes: {differing} in one of them only")
-            self.classes = classes
+                differing = listed(sorted(set(classes) ^ set(self.classes)))
+                raise DataError(
+                    f"{parts['train']} and {folder} have different classes: {differing} in one of them only"
+                )
             # in a random order: a batch shows all classes
-            splits[name] = len(found) + torch.randperm(len(images), generator=Generator().manual_seed(self.seed))
+            order = torch.randperm(len(images), generator=Generator().manual_seed(self.seed))
+            self.classes, rows[split] = classes, len(found) + order
+            counts.append(f"{len(images):,} images" + (f" in {folder.name} for {USES[split]}" if splits else ""))
             found += images
-        return found, splits
+        listing.tell()
+        of = f", of {len(self.classes):,} classes ({listed(self.classes)})" if self.classes else ""
+        rank_zero_info(f"{root}: {', '.join(counts)}{of}")
+        if "test" in parts and self.test_size is not None:
+            raise DataError(f"ImageFolder: {parts['test']} has the images for test: leave out test_size")
+        if "test" not in parts:
+            held_out = max(1, len(found) // 10) if self.test_size is None else self.test_size
+            if held_out >= len(found):
+                raise DataError(f"ImageFolder: test_size={held_out} leaves none of {len(found)} images to train on")
+            rows = {"test": rows["train"][:held_out], "train": rows["train"][held_out:]}
+        return found, rows
+
+    @staticmethod
+    def _labelled(images: list[Path], folder: Path, listing: Listing) -> tuple[list[tuple[Path, int]], list[str]]:
+        """The images below a folder with their labels, and its classes, none if it is flat.
+
+        Raises:
+            DataError: There are none; some lie in the folder itself and some below it; or classes hold splits.
+        """
+        groups = by_folder(images, folder)
+        classes = sorted(name for name in groups if name)
+        if not groups:
+            rest = listing.describe_rest()
+            there = f" (it has {rest})" if rest else ""
+            raise DataError(f"{folder} has no images that can be read{there}: name another as data_dir")
+        if "" in groups and classes:
+            raise DataError(
+                f"{folder} has images beside folders of images ({classes[0]}, ...): sort them into one kind"
+            )
+        for below in {path.parent for path in images}:
+            name, *deeper = below.relative_to(folder).parts or ("",)
+            if within := next(filter(split_of, deeper), None):
+                raise DataError(
+                    f"{folder / name}, which would be a class, has a folder {within} that looks like a split: name "
+                    f"{folder / name} as data_dir, or rename {within}"
+                )
+        labels = {name: label for label, name in enumerate(classes)} or {"": 0}
+        return [(path, label) for name, label in labels.items() for path in groups[name]], classes
 
     # ---- splits
 
@@ -148,30 +187,3 @@ class ImageFolder(ImageData):
     def describe_test(self) -> str:
         size = self.image_shape[-1]
         return f"test images of the folder {self.data_dir.name}, scaled and cut to {size}x{size}, 8-bit"
-
-
-def scan(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
-    """The images of a folder with their labels, in the order of their names, and its classes (none if it is flat).
-
-    Raises:
-        DataError: There are none; or some lie in the folder itself and some in folders below it.
-    """
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    flat = [path for path in entries if path.suffix.lower() in SUFFIXES]
-    below = {path.name: _images_below(path) for path in entries if path.is_dir()}
-    classes = [name for name, images in below.items() if images]
-    if flat and classes:
-        raise DataError(f"{folder} has images beside folders of images ({classes[0]}, ...): sort them into one kind")
-    if not flat and not classes:
-        raise DataError(
-            f"{folder} has no images ({', '.join(sorted(SUFFIXES))}), nor have the folders in it: name another as "
-            "data_dir"
-        )
-    if flat:
-        return [(path, 0) for path in flat], []
-    return [(path, label) for label, name in enumerate(classes) for path in below[name]], classes
-
-
-def _images_below(folder: Path) -> list[Path]:
-    hidden = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in hidden if not any(part.startswith(".") for part in path.relative_to(folder).parts))

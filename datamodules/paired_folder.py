@@ -1,5 +1,6 @@
 """Any folder of pairs of images."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -7,8 +8,9 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
-from datamodules.files import DataError
-from datamodules.image_cache import SUFFIXES, Files, open_image
+from datamodules.files import DataError, listed
+from datamodules.folders import Listing, nfc, split_of, used_splits
+from datamodules.image_cache import Files, open_image
 from datamodules.pairs import Direction, PairedImages
 from lit_generative.errors import UserError
 
@@ -16,10 +18,11 @@ from lit_generative.errors import UserError
 class PairedFolder(PairedImages):
     """Pairs side by side in one image (a on the left), or two folders of images with the same names.
 
-    Below ``data_dir`` lie ``train`` and ``test`` or ``val`` (with both, ``val`` is for validation, else for test), each
-    with images of pairs, or with folders ``A`` and ``B``; or folders ``trainA``, ``trainB``, ``testA`` and ``testB``.
-    Without these, the images or the folders ``A`` and ``B`` lie in ``data_dir`` itself, and a tenth is for test. Images
-    of any size are squeezed into squares.
+    Below ``data_dir`` lie ``train`` and ``test`` or ``val`` (with both, ``val`` is for validation, else for test; their
+    other usual names: `folders.SPLITS`), each with images of pairs, or with folders ``A`` and ``B``; or folders ``A``
+    and ``B``, each with ``train`` and ``test``; or folders ``trainA``, ``trainB``, ``testA`` and ``testB``. Without one
+    for test, a tenth is for test; without any, the images or the folders ``A`` and ``B`` lie in ``data_dir`` itself.
+    Names are the same if they look so (Unicode's form NFC). Images of any size are squeezed into squares.
 
     Args:
         labels: The side, if any, whose colours are labels: never mixed by scaling.
@@ -53,25 +56,14 @@ class PairedFolder(PairedImages):
 
     def find_pairs(self) -> dict[str, list[Files]]:
         root = self.data_dir
-        if not root.is_dir():
-            raise DataError(f"there is no folder {root}: name the folder of the pairs as data_dir")
-        found = {}
-        for name in ("train", "test", "val"):
-            if (root / f"{name}A").is_dir() or (root / f"{name}B").is_dir():
-                found[name] = two_folders(root / f"{name}A", root / f"{name}B")
-            elif (root / name).is_dir():
-                found[name] = pairs_in(root / name)
-        if "train" not in found:
-            pairs = pairs_in(root)
+        found = find_pairs(root, self.skip_broken)
+        if found.keys() in ({""}, {"train"}):
+            (pairs,) = found.values()
             if len(pairs) < 3:
                 raise DataError(f"{root} has {len(pairs)} pairs: training, validation and test need one each")
             test, train = self.drawn(len(pairs), max(1, len(pairs) // 10))
             return {"train": [pairs[i] for i in train], "test": [pairs[i] for i in test]}
-        if "test" not in found:
-            if "val" not in found:
-                raise DataError(f"{root} has a folder for training, but none for test: add {root / 'test'}")
-            found["test"] = found.pop("val")
-        return found
+        return used_splits(found, root)
 
     def read_pair(self, files: Files, size: int) -> np.ndarray:
         if len(files) == 2:
@@ -86,40 +78,89 @@ class PairedFolder(PairedImages):
         return "RGB" if self.labels == "none" else f"RGB, {self.labels} are labels"
 
 
-def images_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+def place_of(folders: Iterable[str]) -> tuple[str, str] | None:
+    """The split and the side ("a", "b") of images below such folders, "" for what these do not say; None: no place.
+
+    Known are ``train``, ``train/A``, ``A/train``, ``trainA``, ``A``, and the same of other splits, in any case.
+    """
+    split = side = ""
+    for folder in folders:
+        name = folder.casefold()
+        stem, end = (name[:-1].rstrip(" _-"), name[-1]) if name[-1] in "ab" and split_of(name) is None else (name, "")
+        own = split_of(stem) or ""
+        if (stem and not own) or (own and split) or (end and side):
+            return None
+        split, side = split or own, side or end
+    return split, side
 
 
-def pairs_in(folder: Path) -> list[Files]:
-    """Those of folders A and B in ``folder``, else its own images."""
-    if (folder / "A").is_dir() or (folder / "B").is_dir():
-        return two_folders(folder / "A", folder / "B")
-    if not (images := images_in(folder)):
+def find_pairs(root: Path, skip_broken: bool) -> dict[str, list[Files]]:
+    """The pairs of every split: halves of one image, or images with the same names in two folders.
+
+    Where no folder is that of a split, those of the split "". A line says what is left out.
+
+    Raises:
+        DataError: There are none; or other halves are missing, or two folders are for the same.
+    """
+    listing = Listing(root, skip_broken)
+    images: dict[Path, list[Path]] = {}
+    for path in listing.images:
+        images.setdefault(path.parent, []).append(path)
+    places: dict[str, dict[str, Path]] = {}
+    for folder, own in images.items():
+        place = place_of(folder.relative_to(root).parts)
+        if place is None:
+            listing.leave_out(own)
+        elif (other := places.setdefault(place[0], {}).setdefault(place[1], folder)) != folder:
+            raise DataError(f"{other} and {folder} are both for the same: leave one")
+    if any(places):
+        listing.require_full(lambda parts: (place_of(parts) or ("",))[0])
+    if len(places) > 1:  # what lies beside folders of splits is in none
+        for folder in places.pop("", {}).values():
+            listing.leave_out(images[folder])
+    found: dict[str, list[Files]] = {}
+    for split, sides in places.items():
+        whole = sides.pop("", None)
+        if whole and sides:
+            listing.leave_out(images[whole])
+        elif whole:
+            rank_zero_info(f"{len(images[whole])} pairs, the left and the right halves of the images in {whole}")
+            found[split] = [(path,) for path in images[whole]]
+        if len(sides) == 1:
+            ((side, folder),) = sides.items()
+            raise DataError(f"{folder} is there, but not one of side {'B' if side == 'a' else 'A'}, the other halves")
+        if sides:
+            found[split] = two_folders(*((sides[side], images[sides[side]]) for side in "ab"))
+    if not found:
+        rest = listing.describe_rest()
         raise DataError(
-            f"{folder} has no pairs: put images of two halves side by side there, or folders A and B of images with "
-            "the same names"
+            f"{root} has no pairs: put images of two halves side by side there, or folders A and B of images with the "
+            f"same names{f' (it has {rest})' if rest else ''}"
         )
-    rank_zero_info(f"{len(images)} pairs, the left and the right halves of the images in {folder}")
-    return [(path,) for path in images]
+    listing.tell()
+    return found
 
 
-def two_folders(a: Path, b: Path) -> list[Files]:
-    """Images with the same names, whatever their formats."""
-    for folder, other in ((a, b), (b, a)):
-        if not folder.is_dir():
-            raise DataError(f"{other} is there, but not {folder}, the other halves")
-    named_a, named_b = ({path.stem: path for path in images_in(folder)} for folder in (a, b))
-    for folder, named in ((a, named_a), (b, named_b)):
-        if twice := [path.name for path in images_in(folder) if path not in named.values()]:
-            raise DataError(f"{folder} has several images of one name in several formats: {', '.join(twice[:10])}")
+def pairs_in(folder: Path, skip_broken: bool) -> list[Files]:
+    """The pairs of a folder that has no splits."""
+    found = find_pairs(folder, skip_broken)
+    if found.keys() != {""}:
+        raise DataError(f"{folder} is one split, and has folders of others: {', '.join(found)}")
+    return found[""]
+
+
+def two_folders(a: tuple[Path, list[Path]], b: tuple[Path, list[Path]]) -> list[Files]:
+    """Two folders, each with its images, as pairs of images with the same names, whatever their formats."""
+    named_a, named_b = ({nfc(path.stem): path for path in images} for _, images in (a, b))
+    for (folder, images), named in ((a, named_a), (b, named_b)):
+        if twice := [path.name for path in images if path not in named.values()]:
+            raise DataError(f"{folder} has several images of one name in several formats: {listed(twice)}")
     if alone := sorted(named_a.keys() ^ named_b.keys()):
-        missing = [f"{(named_a.get(name) or named_b[name])}" for name in alone[:10]]
+        missing = listed([named_a.get(name) or named_b[name] for name in alone])
         raise DataError(
-            f"{len(alone)} images have no other half ({len(named_a)} in {a}, {len(named_b)} in {b}): "
-            f"{', '.join(missing)}{', ...' * (len(alone) > 10)}: add the others, or remove these"
+            f"{len(alone)} images have no other half ({len(named_a)} in {a[0]}, {len(named_b)} in {b[0]}): {missing}: "
+            "add the others, or remove these"
         )
-    if not named_a:
-        raise DataError(f"{a} and {b} have no images ({', '.join(sorted(SUFFIXES))})")
     return [(path, named_b[name]) for name, path in sorted(named_a.items())]
 
 

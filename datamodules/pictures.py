@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from datamodules.files import DataError
-from datamodules.image_cache import SUFFIXES, open_image
-from datamodules.paired_folder import images_in
+from datamodules.files import DataError, listed
+from datamodules.folders import Listing, formats
+from datamodules.image_cache import open_image
 from lit_generative.images import from_uint8
 
 
@@ -39,20 +39,20 @@ class Pictures(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if stage not in ("predict", None):
             raise DataError("Pictures are for predict only: they have no targets")
-        if not self.folder.is_dir():
-            raise DataError(f"there is no folder {self.folder}: name the folder of the images as data_dir")
-        self.paths = images_in(self.folder)
+        listing = Listing(self.folder, deep=False)
+        listing.tell()
+        self.paths = listing.images
         if not self.paths:
-            raise DataError(f"{self.folder} has no images ({', '.join(sorted(SUFFIXES))})")
+            raise DataError(f"{self.folder} has no images that can be read")
         broken = []
         for path in self.paths:
             try:
-                with Image.open(path):  # its header; what is wrong further on is found when its turn comes
+                with Image.open(path, formats=formats()):  # its header; what is wrong further on is found in its turn
                     pass
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 broken.append(path.name)
         if broken:
-            raise DataError(f"{self.folder}: cannot be read: {', '.join(broken[:10])}: remove or replace them")
+            raise DataError(f"{self.folder}: cannot be read: {listed(broken)}: remove or replace them")
 
     def predict_dataloader(self) -> DataLoader:
         return DataLoader(_Files(self.paths), batch_size=1)

@@ -2,9 +2,12 @@
 
 import datetime
 from argparse import ArgumentParser
+from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 TRAINER_TYPES: dict[str, Any] = {  # narrower than Lightning's, under which 1 may become 1.0, or a run fail on its way
@@ -30,6 +33,18 @@ def option(args: list[str], flag: str) -> str | None:
     values = [a.split("=", 1)[1] for a in args if a.startswith(f"{flag}=")]
     values += [b for a, b in pairwise(args) if a == flag]
     return values[-1] if values else None
+
+
+def named(args: list[str]) -> list[Any]:
+    """What may name classes: the values of arguments and what recipes hold, where these are lists or mappings."""
+    found: list[Any] = []
+    for flag, value in [*pairwise(args), *(arg.split("=", 1) for arg in args if "=" in arg)]:
+        if flag in ("--model", "--data") or flag.endswith(".class_path"):
+            found.append({"class_path": value})
+        with suppress(OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong
+            recipe = value.endswith((".yaml", ".yml", ".json"))
+            found.append(yaml.safe_load(Path(value).read_text() if recipe else value))
+    return [config for config in found if isinstance(config, dict | list)]
 
 
 def classes_first(args: list[str]) -> list[str]:

@@ -4,7 +4,9 @@ import inspect
 import pickle
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
@@ -81,7 +83,24 @@ def find_class(path: str, base: type) -> type:
     for cls in known_classes(base):
         if f"{cls.__module__}.{cls.__qualname__}" == path:
             return cls
-    raise CheckpointError(f"the checkpoint asks for the class {path}, which is not known: import its module first")
+    key = "data" if issubclass(base, LightningDataModule) else "model"
+    raise CheckpointError(
+        f"the checkpoint asks for the class {path}, which is not known: import its module first (train.py does so with "
+        f"--{key} {path})"
+    )
+
+
+def import_classes(config: Any) -> None:
+    """Import every class that a configuration of the user's, of any depth, names as a ``class_path``.
+
+    What cannot be imported is left to whoever uses it, and says why.
+    """
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+        if isinstance(value, dict | list):
+            import_classes(value)
+        elif key == "class_path" and isinstance(value, str) and "." in value:
+            with suppress(ImportError, AttributeError, ValueError):
+                resolve_name(value)
 
 
 def model_config(checkpoint: dict[str, Any]) -> dict[str, Any]:

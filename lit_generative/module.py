@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_generative.batches import TakesBatches
 from lit_generative.errors import UserError, UserTypeError
-from lit_generative.progress import begin_next_epoch, count_epochs, progress, resume_learning_rates
+from lit_generative.progress import begin_next_epoch, count_epochs, progress, require_batches, resume_learning_rates
 from lit_generative.randomness import mixed_seed, rng_states, set_rng_states
 from lit_generative.train_log import TrainLog
 
@@ -164,7 +164,11 @@ class GenerativeModel(TakesBatches, TrainLog):
     _handed_on: Mapping[str, Any] = MappingProxyType({})
     _started: float | None = None
 
+    def teardown(self, stage: str) -> None:
+        require_batches(self.trainer)
+
     def on_train_start(self) -> None:
+        require_batches(self.trainer)
         begin_next_epoch(self.trainer)
         self._started = time.perf_counter()
         handed_on, self._handed_on = self._handed_on, {}
