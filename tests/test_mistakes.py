@@ -120,8 +120,9 @@ def test_barebones_trains_and_writes_nothing(model, fit, tmp_path, capsys):
 @pytest.mark.parametrize("given, steps", [("1", 1), ("1.0", 6)])
 def test_one_batch_is_one_and_not_all(given, steps, fit, capsys, monkeypatch):
     """Whichever of int and float stands first in Lightning's annotation: typing takes the two orders for one type."""
-    reversed_order = dict.fromkeys(["limit_train_batches", "limit_val_batches"], typing.Union[float, int, None])  # noqa: UP007
-    monkeypatch.setattr(Trainer.__init__, "__annotations__", Trainer.__init__.__annotations__ | reversed_order)
+    turned = dict.fromkeys(["limit_train_batches", "limit_val_batches"], typing.Union[float, int, None])  # noqa: UP007
+    init = Trainer.__init__.__wrapped__  # which Lightning's decorator hides
+    monkeypatch.setattr(init, "__annotations__", init.__annotations__ | turned)
     data = [arg for arg in PLAIN if "limit_train" not in arg]
     fit("VAE", "--data.val_size=0", "--data.batch_size=16", f"--trainer.limit_train_batches={given}", start=data)
     assert f"trained          {steps} step" in capsys.readouterr().out
