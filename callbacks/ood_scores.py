@@ -91,8 +91,6 @@ class OODScores(FirstBatch):
                 if not all(hasattr(data, name) for name in NEEDED):
                     name = type(data).__name__
                     raise UserTypeError(f"OODScores: {name} does not give its images (`stored`, `as_test`)")
-                        f"OODScores: {type(data).__name__} does not give its images (`stored`, `as_test`)"
-                    )
         except UserTypeError as error:
             if self.strict:
                 raise

@@ -44,12 +44,12 @@ def unpack(batch: Any) -> tuple[Any, Any]:
     """
     if isinstance(batch, Tensor):
         return batch, None
+    if isinstance(batch, tuple | list) and len(batch) in (1, 2):
+        return batch[0], batch[1] if len(batch) == 2 else None
     if isinstance(batch, Mapping):
         x, c = ([batch[name] for name in names if name in batch] for names in (IMAGES, CONDITIONS))
         if len(x) == 1:
             return x[0], c[0] if len(c) == 1 else None
-    elif isinstance(batch, tuple | list) and len(batch) in (1, 2):
-        return batch[0], batch[1] if len(batch) == 2 else None
     raise UserTypeError(
         f"a batch is images x, (x,), (x, c) with labels or source images c, or a mapping with one entry among "
         f"{', '.join(IMAGES)}, and c as one among {', '.join(CONDITIONS)}; got {describe(batch)}: have the loader's "
