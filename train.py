@@ -13,7 +13,7 @@ import torch
 from jsonargparse import Namespace, auto_cli
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -35,6 +35,7 @@ from callbacks import (
     WandbRecord,
 )
 from lit_generative.arguments import as_list, classes_first, named, narrow_trainer_types, option, plain
+from lit_generative.best_checkpoint import DEFAULT_MONITOR, BestModelCheckpoint
 from lit_generative.checkpoints import (
     data_config,
     import_classes,
@@ -49,13 +50,14 @@ from lit_generative.commands import export, sample
 from lit_generative.errors import UserError
 from lit_generative.messages import calm, please_report, readable
 from lit_generative.module import GenerativeModel
+from lit_generative.progress import require_training_state
 from lit_generative.protocols import Reconstructs, Samples, Translates
 from lit_generative.runs import LastCheckpoint, RunLogger, WholeCheckpoints, newest_checkpoint
 from lit_generative.train_log import NonFiniteError
+from lit_generative.whole_files import unused
 
 DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` and `export` take a checkpoint."
 FREE = ("data_dir", "batch_size", "cache_dir", "download")  # what a run that goes on may change of its data
-DEFAULT_MONITOR = GenerativeModel.monitor
 RUNS = "runs"  # the default of --trainer.default_root_dir, which loggers with this save_dir follow
 CHOICES = {"model": (LightningModule, lit_generative.models), "data": (LightningDataModule, datamodules)}
 
@@ -94,9 +96,8 @@ class CLI(LightningCLI):
         parser.add_argument("--resume", action="store_true", help=text)
         text = "Batches after which last.ckpt is written, beside once an epoch (fit)."
         parser.add_argument("--save_every", type=PositiveInt | None, help=text)
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        best = {"monitor": DEFAULT_MONITOR, "filename": "best", "enable_version_counter": False}
-        parser.set_defaults({f"checkpoint.{key}": value for key, value in best.items()})
+        parser.add_lightning_class_args(BestModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.monitor": DEFAULT_MONITOR, "checkpoint.enable_version_counter": False})
         narrow_trainer_types(parser)
         parser.add_instantiator(self._build, object)
 
@@ -142,7 +143,7 @@ class CLI(LightningCLI):
     def _resume(self, config: Namespace) -> None:
         if config.ckpt_path is not None or config.checkpoint.dirpath is not None:
             raise UserError("--resume finds the checkpoint in the run's folder: leave out --ckpt_path and dirpath")
-        runs = Path(config.trainer.default_root_dir) / config.name
+        runs = Path(config.trainer.default_root_dir).expanduser() / config.name
         path = newest_checkpoint(runs)
         if path is None:
             rank_zero_info(f"the newest run in {runs}, if any, has no checkpoint to go on from: beginning anew")
@@ -213,13 +214,15 @@ class CLI(LightningCLI):
         if self.subcommand != "fit" and (config.ckpt_path or config.model.init_args.get("init_from")) is None:
             raise UserError(f"to {self.subcommand} needs weights that were trained: name a --ckpt_path")
         if self.checkpoint is not None:
+            if self.subcommand == "fit":
+                require_training_state(self.checkpoint)
             require_same_shapes(self.model, self.checkpoint, self.config[self.subcommand].ckpt_path)
             require_same_meaning(self.model, self.checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run's folder, a CSV logger in front of any other, and the pictures that this model can give."""
         config = self.config_init[self.subcommand]
-        folder, name = Path(config.trainer.default_root_dir), config.name
+        folder, name = Path(config.trainer.default_root_dir).expanduser(), config.name
         trains = self.subcommand == "fit"
         if config.trainer.barebones:
             quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
@@ -233,24 +236,19 @@ class CLI(LightningCLI):
             run = Path(config.ckpt_path or "").parent
             if run.name == "checkpoints":  # written beside the run that was trained
                 folder, name = run.parent, self.subcommand
-        if trains:
-            if config.checkpoint.monitor == DEFAULT_MONITOR:
-                config.checkpoint.monitor = getattr(self.model, "monitor", DEFAULT_MONITOR)
-            if getattr(self.datamodule, "val_size", None) == 0:
-                config.checkpoint.monitor = None  # nothing to choose by: the last epoch's is kept
-        if config.trainer.logger is False:
-            self.save_config_callback = None  # there is no folder of its own for it
-        else:
-            steps = 0
-            if self.version is not None and self.checkpoint is not None:
-                steps = self.checkpoint["global_step"]
-                # beside the first
-                self.save_config_kwargs = {"config_filename": f"config_from_step{steps}.yaml", "overwrite": True}
-            others = as_list(config.trainer.logger)
-            kwargs["logger"] = [RunLogger(folder, name, self.version, steps), *others]
-            for logger in others:
-                if isinstance(logger, WandbLogger):
-                    start_wandb(logger)
+        if saves:
+            config.checkpoint.settle(self.model, self.datamodule, config.trainer.limit_val_batches != 0)
+        steps = 0
+        if self.version is not None and self.checkpoint is not None:
+            steps = self.checkpoint["global_step"]
+            config_file = unused(folder / name / f"version_{self.version}" / f"config_from_step{steps}.yaml")
+            self.save_config_kwargs = {"config_filename": config_file.name}  # beside the first
+        others = as_list(config.trainer.logger)
+        curves = config.trainer.logger is not False
+        kwargs["logger"] = [RunLogger(folder, name, self.version, steps, curves), *others]
+        for logger in others:
+            if isinstance(logger, WandbLogger):
+                start_wandb(logger)
         plugins = as_list(config.trainer.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(WholeCheckpoints())

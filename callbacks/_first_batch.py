@@ -42,8 +42,15 @@ class FirstBatch(Callback):
                     f"{type(callback).__name__} must not choose by {metric}, a distance to test images: set reference "
                     f"of {type(self).__name__} to train"
                 )
-            every = callback._every_n_epochs if isinstance(callback, ModelCheckpoint) else n
-            if not n or every < 1 or every % n:
+            chosen = isinstance(callback, ModelCheckpoint)
+            every = callback._every_n_epochs if chosen else trainer.check_val_every_n_epoch or 1
+            if not chosen and (not n or every % n) and getattr(callback, "strict", True):
+                raise UserError(
+                    f"{type(callback).__name__} looks for {metric} in every validation, but it is computed "
+                    f"{f'every {n} epochs' if n else 'in test only'}: set every_n_epochs of {type(self).__name__} and "
+                    "--trainer.check_val_every_n_epoch to the same number"
+                )
+            if chosen and (not n or every < 1 or every % n):
                 raise UserError(
                     f"checkpoints are chosen by {metric}, which is computed "
                     f"{f'every {n} epochs' if n else 'in test only'}: set --checkpoint.every_n_epochs {n or 1}, "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from callbacks._logging import run_folder
 from lit_generative.images import from_uint8, save_png
+from lit_generative.whole_files import set_aside
 
 
 class PredictionWriter(Callback):
@@ -54,5 +55,6 @@ class PredictionWriter(Callback):
         rank = f"_rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"predictions{rank}.npz"
+        set_aside(path)
         np.savez(path, **arrays)
         print(f"\npredictions      {path}: " + ", ".join(f"{key} {value.shape}" for key, value in arrays.items()))

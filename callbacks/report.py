@@ -13,7 +13,8 @@ from torch import Tensor
 from callbacks._heading import heading
 from callbacks._lines import INDENT, duration, fact, number, numbers, place, wrapped
 from callbacks._logging import run_folder
-from lit_generative.runs import last_checkpoint
+from lit_generative.best_checkpoint import last_checkpoint, run_checkpoint
+from lit_generative.whole_files import set_aside
 
 
 class Report(Callback):
@@ -55,7 +56,7 @@ class Report(Callback):
             values = {name.removeprefix("val/"): value for name, value in new.items()}
             _print_numbers(f"validation of {type(pl_module).__name__}", values)
         elif new:
-            monitor = getattr(trainer.checkpoint_callback, "monitor", None) or "val/loss"
+            monitor = getattr(run_checkpoint(trainer), "monitor", None) or "val/loss"
             names = sorted(new, key=lambda name: name != monitor)  # that of the best checkpoint is the first
             # what only repeats it, as an ELBO does its negative, is in the curves
             names = [name for name in names if name == names[0] or abs(new[name]) != abs(new[names[0]])]
@@ -67,7 +68,7 @@ class Report(Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        checkpoint: Any = trainer.checkpoint_callback
+        checkpoint: Any = run_checkpoint(trainer)
         spent, best = getattr(pl_module, "training_seconds", 0.0), getattr(checkpoint, "best_model_score", None)
         score = "" if best is None else f", best {checkpoint.monitor} {number(float(best))}"
         print("\n" + fact("trained", f"{trainer.global_step:,} steps in {duration(spent)}{score}"))
@@ -110,6 +111,7 @@ class Report(Callback):
                 name: value if math.isfinite(value) else None for name, value in metrics.items()
             }  # JSON has no inf
             results = {"row": row, "protocol": protocol, "metrics": known}
+            set_aside(folder / "results.json", folder / "results.md")
             (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
             (folder / "results.md").write_text(text)
             _print_pictures(folder)

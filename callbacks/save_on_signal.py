@@ -10,7 +10,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_generative.runs import last_checkpoint, step_begun, validates_next
+from lit_generative.best_checkpoint import last_checkpoint
+from lit_generative.runs import step_begun, validates_next
 
 
 class SaveOnSignal(Callback):

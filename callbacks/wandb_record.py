@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks._logging import run_folder
+from lit_generative.best_checkpoint import last_checkpoint, run_checkpoint
 
 STEP = "trainer/global_step"  # batches, of every model
 ROWS = 10_000  # of a table
@@ -81,15 +82,14 @@ class WandbRecord(Callback):
                 checkpoint["wandb_id"] = str(logger.version)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        keeper: Any = trainer.checkpoint_callback
-        if not self.checkpoints or keeper is None or keeper.dirpath is None:
+        keeper, last = run_checkpoint(trainer), last_checkpoint(trainer)
+        if not self.checkpoints or keeper is None or last is None:
             return
 
         def upload(run: Any) -> None:
             import wandb
 
-            for alias in ("best", "last"):
-                path = Path(keeper.dirpath) / f"{alias}.ckpt"
+            for alias, path in {"best": Path(keeper.best_model_path), "last": last}.items():
                 if path.is_file():
                     facts = {"step": trainer.global_step, "monitor": keeper.monitor, "model": type(pl_module).__name__}
                     artifact = wandb.Artifact(f"{run.id}-checkpoint", type="model", metadata=facts)

@@ -68,6 +68,6 @@ def plain(value: Any) -> Any:
 
 def as_list(value: Any) -> list[Any]:
     """What the Trainer takes as one object, several or a default, as a list of objects."""
-    if value in (None, True):
+    if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

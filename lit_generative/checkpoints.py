@@ -118,7 +118,7 @@ def described(cls: type, path: str, saved: dict[str, Any]) -> dict[str, Any]:
     own = inspect.signature(cls).parameters
     if any(parameter.kind == parameter.VAR_KEYWORD for parameter in own.values()):
         return {"class_path": path, "init_args": dict(saved)}
-    # hyper-parameters also hold those of parent classes
+    # those of older checkpoints also hold what was handed to parent classes
     known = {name for parent in cls.__mro__ for name in inspect.signature(parent.__init__).parameters}  # type: ignore[misc]
     if unknown := [name for name in saved if name not in known]:
         raise CheckpointError(

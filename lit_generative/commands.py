@@ -13,7 +13,7 @@ from lit_generative.pretrained import export_programs
 from lit_generative.protocols import Samples
 from lit_generative.randomness import forked_rng
 from lit_generative.sampling import draw
-from lit_generative.whole_files import whole_file
+from lit_generative.whole_files import require_new, whole_file
 
 
 def sample(
@@ -94,6 +94,7 @@ def export(ckpt_path: str, output: str) -> None:
         output: Folder for ``model.safetensors``, ``config.json`` and ``<network>.pt2`` (`torch.export`).
     """
     model: Any = load_model(ckpt_path)
+    require_new(*(Path(output) / f"{name}.pt2" for name in model.programs()))  # before anything is written
     model.save_pretrained(output)
     programs = export_programs(model, output)
     print(f"{type(model).__name__}: {output}/model.safetensors, {output}/config.json, {', '.join(map(str, programs))}")

@@ -1,5 +1,7 @@
 """What every model shares under Lightning: checks at the start, checkpoints that name their class."""
 
+import inspect
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,6 +87,14 @@ class GenerativeModel(TakesBatches, TrainLog):
         """Raise a ValueError if it is not known how long this run is."""
         if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             raise UserError(f"{option} needs to know the length of the run: set --trainer.max_epochs or max_steps")
+
+    def save_hyperparameters(self, *args: Any, ignore: Any = (), frame: Any = None, logger: bool = True) -> None:
+        """Lightning's, without what a class only hands to its parents: ``cls(**model.hparams)`` rebuilds the model."""
+        own = inspect.signature(type(self)).parameters
+        if all(parameter.kind != parameter.VAR_KEYWORD for parameter in own.values()):
+            parents = {name for cls in type(self).__mro__ for name in inspect.signature(cls).parameters}
+            ignore = [*ignore, *(parents - own.keys())]
+        super().save_hyperparameters(*args, ignore=ignore, frame=frame or sys._getframe(1), logger=logger)
 
     def start_from(self, source: str | None) -> None:
         """Take those weights of ``source``, if there is one, that fit; see `pretrained.start_from`."""

@@ -21,7 +21,7 @@ from lit_generative.checkpoints import (
     require_same_shapes,
 )
 from lit_generative.module import GenerativeModel, class_path
-from lit_generative.whole_files import whole_file
+from lit_generative.whole_files import require_new, whole_file
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # best first, where a place holds several files
@@ -158,9 +158,7 @@ def save_pretrained(model: GenerativeModel, folder: str | Path) -> None:
         FileExistsError: One of them is there already.
     """
     folder = Path(folder)
-    for name in (WEIGHTS, CONFIG):
-        if (folder / name).exists():
-            raise FileExistsError(f"{folder / name} exists already: choose another folder, or remove it")
+    require_new(folder / WEIGHTS, folder / CONFIG)
     # safetensors wants every tensor whole and its own
     content = save({name: v.detach().cpu().contiguous().clone() for name, v in model.state_dict().items()})
     config = described(type(model), class_path(model), dict(model.hparams))
@@ -208,7 +206,12 @@ def from_pretrained(source: str | Path) -> GenerativeModel:
 
 
 def export_programs(model: GenerativeModel, folder: str | Path) -> list[Path]:
-    """Write every network of ``model.programs()`` as ``<name>.pt2`` (`torch.export`), for batches of any size."""
+    """Write every network of ``model.programs()`` as ``<name>.pt2`` (`torch.export`), for batches of any size.
+
+    Raises:
+        FileExistsError: One of them is there already.
+    """
+    require_new(*(Path(folder) / f"{name}.pt2" for name in model.programs()))
     written = []
     for name, (network, example) in model.programs().items():
         every_batch = tuple({0: torch.export.Dim.AUTO} for _ in example)

@@ -55,8 +55,27 @@ def resume_learning_rates(trainer: Trainer, before: float | None, now: float | N
 # is done. The data's order, the epochs' numbers in hooks and the steps of the curves would all be shifted.
 
 
+def has_training_state(checkpoint: dict[str, Any]) -> bool:
+    """Whether training can go on from a checkpoint; one of weights only (``save_weights_only``) has no optimisers."""
+    return "optimizer_states" in checkpoint
+
+
+def require_training_state(checkpoint: dict[str, Any]) -> None:
+    """Raise a ValueError if training cannot go on from a checkpoint, which says how to begin from it."""
+    if not has_training_state(checkpoint):
+        raise UserError(
+            "the checkpoint holds weights only, and training cannot go on from it: to begin with these weights use "
+            "--model.init_from in place of --ckpt_path"
+        )
+
+
 def count_epochs(checkpoint: dict[str, Any]) -> None:
-    """Make the counters in a checkpoint say that its epoch is over exactly where its last batch is done."""
+    """Make the counters in a checkpoint say that its epoch is over exactly where its last batch is done.
+
+    Raises:
+        ValueError: It holds weights only.
+    """
+    require_training_state(checkpoint)
     loop = checkpoint.get("loops", {}).get("fit_loop")
     if not loop or not loop["epoch_progress"]["current"]["started"]:
         return

@@ -17,7 +17,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from lit_generative.best_checkpoint import BestModelCheckpoint, last_checkpoint
 from lit_generative.checkpoints import CheckpointError, read_checkpoint
+from lit_generative.errors import UserError
+from lit_generative.progress import has_training_state
 from lit_generative.whole_files import whole_file
 
 
@@ -44,10 +47,13 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         checkpoint = super().load_checkpoint(path, *args, **kwargs)
-        here = str(Path(path).parent)
-        for state in checkpoint.get("callbacks", {}).values():
-            # best scores are kept for a folder, by its name: it may have been moved, or named from elsewhere
-            if before := isinstance(state, dict) and state.get("dirpath"):
+        here, states = str(Path(path).parent), checkpoint.get("callbacks", {})
+        own = {state["dirpath"] for key, state in states.items() if str(key).startswith(BestModelCheckpoint.__name__)}
+        for state in states.values():
+            before = state.get("dirpath") if isinstance(state, dict) else None
+            # best scores are kept for a folder, by its name: it may have been moved, or named from elsewhere. Another
+            # folder, of a user's own `ModelCheckpoint`, is where it was.
+            if before and (not own or before in own):
                 for key, value in state.items():
                     if isinstance(value, str):
                         state[key] = value.replace(before, here)
@@ -76,10 +82,10 @@ def validates_next(trainer: Trainer) -> bool:
     return trainer.is_last_batch or due
 
 
-def last_checkpoint(trainer: Trainer) -> Path | None:
-    """``last.ckpt`` beside the run's other checkpoints, be it there or not; None in a run without checkpoints."""
-    folder = getattr(trainer.checkpoint_callback, "dirpath", None)
-    return None if folder is None else Path(folder) / "last.ckpt"
+def misses_number(error: BaseException) -> bool:
+    """Whether Lightning says that nothing logged what it was to choose a checkpoint by, or to stop by."""
+    said = ("could not find the monitored key", "Early stopping conditioned on metric")
+    return any(text in str(error) for text in said)
 
 
 class LastCheckpoint(Checkpoint):
@@ -112,6 +118,11 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # which comes between a batch and the end of its epoch, in all processes alike: what was trained is kept
+        if misses_number(exception) and not step_begun(trainer):
+            self._save(trainer)
+
     def _save(self, trainer: Trainer) -> None:
         path = last_checkpoint(trainer)
         if path is not None and trainer.global_step > self._saved:
@@ -125,11 +136,37 @@ class RunLogger(CSVLogger):
     Args:
         save_dir, name, version: ``<save_dir>/<name>/version_<version>``; None: the next version.
         steps: Steps of the checkpoint that the run goes on from; later rows are those of steps that are lost.
+        curves: Whether there are rows; else it gives the run its folder, and nothing more.
+
+    Raises:
+        ValueError: ``name`` leads out of ``save_dir``.
     """
 
-    def __init__(self, save_dir: Path, name: str, version: int | None = None, steps: int = 0) -> None:
+    def __init__(
+        self, save_dir: Path, name: str, version: int | None = None, steps: int = 0, curves: bool = True
+    ) -> None:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"--name {name} leads out of {save_dir}: use --trainer.default_root_dir for another place")
         super().__init__(save_dir, name, version, flush_logs_every_n_steps=1)  # whoever kills a run sees its rows
-        self.steps = steps
+        self.steps, self.curves = steps, curves
+
+    def _get_next_version(self) -> int:
+        """The next version; its folder is made at once, so that no run that starts at the same time has it too."""
+        runs = Path(self.root_dir)
+        numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
+        version = max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
+        while getattr(rank_zero_only, "rank", 0) == 0:  # others are told where the first writes
+            try:
+                (runs / f"version_{version}").mkdir(parents=True)
+                break
+            except FileExistsError:
+                version += 1
+        return version
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        if self.curves:
+            super().log_metrics(metrics, step)
 
     @property
     @rank_zero_experiment
@@ -162,8 +199,10 @@ class _Rows(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         """In Lightning the place where older rows are removed."""
         path = Path(self.metrics_file_path)
-        if not (self._steps and path.is_file()):
+        if not self._steps:
             return super()._check_log_dir_exists()
+        if not path.is_file():
+            return
         lines = path.read_text().splitlines(keepends=True)
         # a kill may have torn the last line
         rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
@@ -186,6 +225,10 @@ class _Rows(ExperimentWriter):
                 writer.writeheader()
             writer.writerows(rows)
 
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        if not self._steps:  # else the file says with what the run began, and a new config.yaml with what it goes on
+            super().log_hparams(params)
+
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         if not self._there.get(step or 0, set()) >= metrics_dict.keys():  # else written after the checkpoint was
             super().log_metrics(metrics_dict, step)
@@ -203,9 +246,11 @@ def newest_checkpoint(runs: Path) -> Path | None:
     steps: dict[Path, int] = {}  # times of files would trust the clock
     for path in sorted((runs / f"version_{versions[-1]}" / "checkpoints").glob("*.ckpt")):
         try:
-            steps[path] = read_checkpoint(path).get("global_step", 0)
+            checkpoint = read_checkpoint(path)
+            if has_training_state(checkpoint):  # which training cannot go on without
+                steps[path] = checkpoint.get("global_step", 0)
         except CheckpointError as error:
             rank_zero_warn(f"{error}: passed over")
     if steps:  # of one step, the last rather than the best
-        return max(steps, key=lambda path: (steps[path], path.name))
+        return max(steps, key=lambda path: (steps[path], path.name == "last.ckpt", path.name))
     return None

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from lit_generative.best_checkpoint import last_checkpoint, run_checkpoint
 from lit_generative.errors import UserError
 
 
@@ -35,6 +36,11 @@ class TrainLog(LightningModule):
     def processes(self) -> int:
         """Processes that train together; 1 without a trainer."""
         return 1 if self._trainer is None else self._trainer.world_size
+
+    @property
+    def names_gathered(self) -> set[str]:
+        """What the next line of the curves will hold, of the batches until now."""
+        return {f"train/{name}" for names in self._sums for name in names}
 
     def over_processes(self, value: Tensor) -> Tensor:
         """The mean of ``value`` over the processes of a training step, without gradients."""
@@ -67,9 +73,8 @@ class TrainLog(LightningModule):
             self._stop(", ".join(term for term in terms if term.endswith((" nan", "inf"))))
 
     def _stop(self, wrong: str) -> NoReturn:
-        folders = {getattr(keeper, "dirpath", None) for keeper in self.trainer.checkpoint_callbacks}
-        files = [Path(folder) / f"{name}.ckpt" for folder in folders if folder for name in ("last", "best")]
-        kept = next((path for path in files if path.is_file()), "none yet")
+        best = getattr(run_checkpoint(self.trainer), "best_model_path", "")
+        kept = next((p for p in (last_checkpoint(self.trainer), Path(best)) if p and p.is_file()), "none yet")
         other = ", or leave such steps out with the callback SkipNonFinite" if self.stops_at_non_finite else ""
         raise NonFiniteError(
             f"step {self.trainer.global_step}: {wrong}. The last checkpoint: {kept}. Lower the learning rate, or clip "

@@ -25,3 +25,26 @@ def whole_file(path: Path, mode: str = "wb", shared: bool = False, **options: An
         with suppress(OSError):  # a disk that is gone holds nothing to remove
             aside.unlink(missing_ok=True)
         raise
+
+
+def unused(path: Path) -> Path:
+    """``path``, or if there is something already ``a_2.txt``, ``a_3.txt``, ... in place of ``a.txt``."""
+    free, n = path, 1
+    while free.exists():
+        n += 1
+        free = path.with_stem(f"{path.stem}_{n}")
+    return free
+
+
+def set_aside(*paths: Path) -> None:
+    """Rename those files that are there, so that new ones of their names do not take their place: see `unused`."""
+    for path in paths:
+        if path.exists():
+            path.rename(unused(path))
+
+
+def require_new(*paths: Path) -> None:
+    """Raise a FileExistsError if one of them is there already."""
+    for path in paths:
+        if path.exists():
+            raise FileExistsError(f"{path} exists already: choose another folder, or remove it")

@@ -82,6 +82,13 @@ def test_it_can_do_something_and_samples_are_images(cls):
     assert x.min() >= 0 and x.max() <= 1 and not x.requires_grad
 
 
+def test_hyper_parameters_rebuild_it(model):
+    again = type(model)(**model.hparams)
+    assert again.hparams == model.hparams and {**ARGUMENTS[type(model).__name__]}.keys() <= model.hparams.keys()
+    shapes = [{name: v.shape for name, v in m.state_dict().items()} for m in (model, again)]
+    assert shapes[0] == shapes[1]
+
+
 def test_sampling_follows_the_seed(model):
     model.eval()
     c = sources(model, 3)

@@ -108,7 +108,9 @@ def test_the_last_checkpoint_is_of_the_last_step(more, steps, data_dir, tmp_path
 
 
 def saved(path, step=0):
-    WholeCheckpoints().save_checkpoint({"class_path": "a", "state_dict": {}, "global_step": step}, path)
+    WholeCheckpoints().save_checkpoint(
+        {"class_path": "a", "state_dict": {}, "optimizer_states": [], "global_step": step}, path
+    )
 
 
 def test_a_checkpoint_is_replaced_by_a_whole_one_or_stays(tmp_path, monkeypatch):
