@@ -188,11 +188,11 @@ class Adversarial(GenerativeModel):
         return []
 
     def start_training(self, handed_on: Mapping[str, Any]) -> None:
-        super().start_training(handed_on)
         if any(isinstance(config.scheduler, ReduceLROnPlateau) for config in self.trainer.lr_scheduler_configs):
             raise UserError(f"{type(self).__name__} has no loss to watch: ReduceLROnPlateau cannot be used")
         steps = handed_on.get("adversarial_steps", [0, 0, 0])
-        self.discriminator_steps, self.generator_steps, self.images_seen = steps
+        self.discriminator_steps, self.generator_steps, self.images_seen = steps  # before a line that shows them
+        super().start_training(handed_on)
         begun = handed_on.get("adversarial_step_begun", {})
         self._waiting = [(x.to(self.device), c.to(self.device)) for x, c in begun.get("batches", ())]
         for name, gradient in begun.get("gradients", {}).items():

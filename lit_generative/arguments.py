@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from lit_generative.errors import UserError
+
 TRAINER_TYPES: dict[str, Any] = {  # narrower than Lightning's, under which 1 may become 1.0, or a run fail on its way
     **{f"limit_{stage}_batches": int | float | None for stage in ("train", "val", "test", "predict")},
     "accumulate_grad_batches": PositiveInt,
@@ -41,9 +43,14 @@ def named(args: list[str]) -> list[Any]:
     for flag, value in [*pairwise(args), *(arg.split("=", 1) for arg in args if "=" in arg)]:
         if flag in ("--model", "--data") or flag.endswith(".class_path"):
             found.append({"class_path": value})
-        with suppress(OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong
-            recipe = value.endswith((".yaml", ".yml", ".json"))
-            found.append(yaml.safe_load(Path(value).read_text() if recipe else value))
+        with suppress(OSError, yaml.YAMLError):  # the parser says what is wrong
+            try:
+                recipe = value.endswith((".yaml", ".yml", ".json"))
+                found.append(yaml.safe_load(Path(value).read_text() if recipe else value))
+            except UnicodeDecodeError as error:
+                raise UserError(f"{value} is not UTF-8 text, from its byte {error.start} on") from error
+            except ValueError:  # of yaml, such as a date that does not exist
+                continue
     return [config for config in found if isinstance(config, dict | list)]
 
 

@@ -50,9 +50,8 @@ class DenoisingModel(GenerativeModel):
     ) -> None:
         """Keep how data become noise, how noise becomes data, and how this is learned; see `DDPM`."""
         if min(warmup, bound_terms) < 0 or not 0 <= decay_from <= 1:
-            raise UserError(
-                f"warmup, bound_terms are at least 0, decay_from in [0, 1]: got {warmup}, {bound_terms}, {decay_from}"
-            )
+            given = f"{warmup}, {bound_terms}, {decay_from}"
+            raise UserError(f"warmup, bound_terms are at least 0, decay_from in [0, 1]: got {given}")
         subsequence(steps, sampling_steps)  # says what is wrong with them
         self.steps, self.schedule = steps, SCHEDULES[schedule](steps)
         self.target, self.variance, self.sampler, self.sampling_steps = target, variance, sampler, sampling_steps

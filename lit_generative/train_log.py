@@ -31,6 +31,7 @@ class TrainLog(LightningModule):
     _losses: Mapping[str, Tensor] = MappingProxyType({})  # of the last line
     _images: int = 0
     _logged_step: int = 0
+    _written: frozenset[str] = frozenset()  # names in earlier lines
 
     @property
     def processes(self) -> int:
@@ -111,7 +112,13 @@ class TrainLog(LightningModule):
             return
         trainer, now = self.trainer, time.perf_counter()
         speed = self._images * trainer.world_size / (now - self._clock)
-        for i, (name, value) in enumerate(self._line().items()):
+        line = self._line()
+        # Lightning keeps values until the epoch ends, and would write them again in lines that lack them
+        for item in trainer._results.values():  # type: ignore[union-attr]
+            if item.meta.name in self._written:
+                item.reset()
+        self._written |= line.keys()
+        for i, (name, value) in enumerate(line.items()):
             self.log(name, value, prog_bar=i == 0)
         self.log("train/images_per_second", speed)
         self._logged_step, self._images, self._clock = trainer.global_step, 0, now
