@@ -15,6 +15,7 @@ from datamodules import FashionMNIST
 from lit_generative.best_checkpoint import BestModelCheckpoint, last_checkpoint, run_checkpoint
 from lit_generative.checkpoints import load_model
 from lit_generative.commands import export
+from lit_generative.errors import UserError
 from lit_generative.models.vae import VAE
 from lit_generative.runs import RunLogger, WholeCheckpoints, newest_checkpoint
 from lit_generative.whole_files import unused
@@ -105,7 +106,7 @@ def test_a_checkpoint_of_an_exception_does_not_replace_the_best(run, monkeypatch
 
     def breaks(self, *args):
         if self.global_step == 3:
-            raise ValueError("broken")
+            raise UserError("broken")
         return step(self, *args)
 
     monkeypatch.setattr(VAE, "training_step", breaks)
