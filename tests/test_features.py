@@ -75,17 +75,17 @@ def test_fingerprint_follows_what_is_seen_but_not_its_last_digits():
             return seen * (1 + self.noise * torch.linspace(0, 1, seen.shape[1]))
 
     x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    assert fingerprint(Bent(1), x) == fingerprint(Bent(1, 1e-9), x) != fingerprint(Bent(2), x)
+    assert fingerprint(Bent(1), x) == fingerprint(Bent(1, 1e-7), x) != fingerprint(Bent(2), x)
 
 
 def test_lenet_sees_antialiased_images_in_0_to_1():
     net, seen = LeNet(), []
     net.convs[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    y, x = torch.meshgrid(torch.arange(112), torch.arange(112), indexing="ij")
+    stripes = (torch.arange(112) % 4 == 0) * 255
     net(torch.full((1, 1, 28, 28), 255, dtype=torch.uint8))
-    net(((x + y) % 2 * 255).to(torch.uint8)[None, None])  # a fine checkerboard is grey from afar
+    net(stripes.to(torch.uint8).expand(1, 1, 112, 112))  # a quarter of the pixels, none of which a fixed step meets
     assert seen[0].min() == seen[0].max() == 1
-    assert_close(seen[1], torch.full_like(seen[1], 0.5), atol=0.02, rtol=0)
+    assert_close(seen[1], torch.full_like(seen[1], 0.25), atol=0.05, rtol=0)
 
 
 def test_features_do_not_depend_on_the_precision_of_a_run():
