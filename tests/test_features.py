@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from datamodules import FashionMNIST
 from datamodules.mnist import FashionMNIST as Bundled
-from lit_generative.features import ASSETS, Inception, LeNet, fingerprint, load_extractor, shipped
+from lit_generative.features import ASSETS, Inception, LeNet, exact_float32, fingerprint, load_extractor, shipped
 from lit_generative.metrics import Gaussian, frechet_distance, kernel_distance
 
 
@@ -62,6 +62,51 @@ def test_fingerprint_follows_weights_class_and_options():
     assert fingerprint(net, x) != before
     marks = [fingerprint(m, x) for m in (Scaled(1), Scaled(1), Scaled(4), torch.nn.Flatten(), Scaled(1).bfloat16())]
     assert marks[0] == marks[1] and len(set(marks[1:4])) == 3
+
+
+def test_fingerprint_follows_what_is_seen_but_not_its_last_digits():
+    class Bent(torch.nn.Module):
+        def __init__(self, power, noise=0.0):
+            super().__init__()
+            self.power, self.noise = power, noise
+
+        def forward(self, x):
+            seen = (x.flatten(1).double() / 255) ** self.power
+            return seen * (1 + self.noise * torch.linspace(0, 1, seen.shape[1]))
+
+    x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert fingerprint(Bent(1), x) == fingerprint(Bent(1, 1e-7), x) != fingerprint(Bent(2), x)
+
+
+def test_lenet_sees_antialiased_images_in_0_to_1():
+    net, seen = LeNet(), []
+    net.convs[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    stripes = (torch.arange(112) % 4 == 0) * 255
+    net(torch.full((1, 1, 28, 28), 255, dtype=torch.uint8))
+    net(stripes.to(torch.uint8).expand(1, 1, 112, 112))  # a quarter of the pixels, none of which a fixed step meets
+    assert seen[0].min() == seen[0].max() == 1
+    assert_close(seen[1][..., 1:-1], torch.full((1, 1, 28, 26), 0.25), atol=0.02, rtol=0)
+
+
+def test_features_do_not_depend_on_the_precision_of_a_run():
+    product = torch.ones(2, 2)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            with exact_float32(torch.device("cpu")):
+                assert torch.get_float32_matmul_precision() == "highest"
+                assert (product @ product).dtype == torch.float32
+            assert (product @ product).dtype == torch.bfloat16
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_an_extractor_takes_the_weights_that_it_is_given(tmp_path):
+    torch.save({}, tmp_path / "mine.pth")
+    with pytest.raises(ValueError, match=r"mine\.pth holds no weights"):
+        load_extractor("inception", str(tmp_path / "mine.pth"))
 
 
 # -- Inception ------------------------------------------------------------------------------------
