@@ -19,6 +19,7 @@ from stubs import Stub, trainer
 import train
 from callbacks import Progress, Report, _screen
 from callbacks._lines import duration, number, numbers, place, total_steps, wrapped
+from lit_generative.errors import UserError
 from lit_generative.messages import IGNORED, calm
 from lit_generative.models.vae import VAE
 
@@ -215,7 +216,7 @@ def test_messages_stand_above_the_bar_and_nothing_of_it_stays_after_an_error(run
         if self.trainer.global_step == 1:
             rank_zero_info("a message")
         if self.trainer.global_step == 3:
-            raise ValueError("no more")
+            raise UserError("no more")
         return step(self, batch, batch_idx)
 
     step = VAE.training_step
