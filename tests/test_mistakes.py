@@ -86,6 +86,7 @@ LINES = {
     "validation within": ("VAE", ["--trainer.val_check_interval=0"], "`val_check_interval`: '0'"),
     "clipping": ("VAE", ["--trainer.gradient_clip_val=-1"], "gradient_clip_val.*NonNegativeFloat"),
     "lines": ("VAE", ["--trainer.log_every_n_steps=-1"], "log_every_n_steps.*NonNegativeInt"),
+    "a probability": ("DDPM", ["--model.dropout=2"], "dropout is a probability, got 2.0"),
     "no list": ("VAE", ["--model.hidden=64"], r'"hidden": Expected a list, as in \[64\]'),
     "no brackets": ("VAE", ["--model.hidden=64,32"], r'"hidden": Expected a list, as in \[64,32\]'),
     "no data set": ("VAE", ["--data=ImageData"], "choose from CIFAR10, Cityscapes, FashionMNIST, ImageFolder, KMNIST, "
