@@ -34,7 +34,15 @@ from callbacks import (
     TranslationScores,
     WandbRecord,
 )
-from lit_generative.arguments import as_list, classes_first, named, narrow_trainer_types, option, plain
+from lit_generative.arguments import (
+    as_list,
+    classes_first,
+    named,
+    narrow_trainer_types,
+    option,
+    plain,
+    require_values,
+)
 from lit_generative.best_checkpoint import DEFAULT_MONITOR, BestModelCheckpoint
 from lit_generative.checkpoints import (
     data_config,
@@ -126,7 +134,10 @@ class CLI(LightningCLI):
                 if theirs is not None and (mine is None or mine.split(".")[-1] == theirs.split(".")[-1]):
                     saved[key] = described(self.checkpoint)
             args = [args[0], "--config", json.dumps(saved), *args[1:]]
-        self.config = parser.parse_args(args[:1] + classes_first(args[1:]))
+        try:
+            self.config = parser.parse_args(args[:1] + classes_first(args[1:]))
+        except (KeyError, TypeError, ValueError) as error:  # of a damaged file
+            raise UserError(f"a configuration cannot be read: {error}") from error
         config = self.config[self.config.subcommand]
         self.placed = config.name is not None or option(args, "--trainer.default_root_dir") is not None
         config.name = config.name or run_name(config)
@@ -194,6 +205,7 @@ class CLI(LightningCLI):
         if kwargs.get("save_dir") == RUNS:
             kwargs["save_dir"] = self.config[self.config.subcommand].trainer.default_root_dir
         try:
+            require_values(cls, kwargs)
             return cls(*args, **kwargs)
         except Exception as error:
             self.failure = error

@@ -2,10 +2,12 @@
 
 import datetime
 from argparse import ArgumentParser
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import yaml
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -28,6 +30,21 @@ def narrow_trainer_types(parser: ArgumentParser) -> None:
         name = action.dest.removeprefix("trainer.")
         if name in TRAINER_TYPES:
             action._typehint = TRAINER_TYPES[name]  # type: ignore[attr-defined]  # jsonargparse's
+
+
+def require_values(cls: type, arguments: Mapping[str, Any]) -> None:
+    """Raise a UserError if one of these is None whose type has no None: jsonargparse lets ``null`` pass everywhere.
+
+    Only classes of these packages, whose types are checked, are held to it.
+    """
+    if cls.__module__.partition(".")[0] not in ("callbacks", "datamodules", "lit_generative"):
+        return
+    types: dict[str, Any] = {}
+    for parent in reversed(cls.__mro__):  # which take what is not their own by ``**``
+        types |= getattr(vars(parent).get("__init__"), "__annotations__", {})
+    for name, value in arguments.items():
+        if value is None and name in types and types[name] is not Any and NoneType not in get_args(types[name]):
+            raise UserError(f"{cls.__name__}: {name} is null, which is no value of it")
 
 
 def option(args: list[str], flag: str) -> str | None:

@@ -86,6 +86,10 @@ LINES = {
     "validation within": ("VAE", ["--trainer.val_check_interval=0"], "`val_check_interval`: '0'"),
     "clipping": ("VAE", ["--trainer.gradient_clip_val=-1"], "gradient_clip_val.*NonNegativeFloat"),
     "lines": ("VAE", ["--trainer.log_every_n_steps=-1"], "log_every_n_steps.*NonNegativeInt"),
+    "a probability": ("DDPM", ["--model.dropout=2"], "dropout is a probability, got 2.0"),
+    "null": ("BetaVAE", ["--model.latent=null"], "BetaVAE: latent is null, which is no value of it"),
+    "null for the data": ("VAE", ["--data.batch_size=null"], "FashionMNIST: batch_size is null"),
+    "no text": ("VAE", ["--config=damaged.yaml"], "a configuration cannot be read: 'utf-8' codec"),
     "no list": ("VAE", ["--model.hidden=64"], r'"hidden": Expected a list, as in \[64\]'),
     "no brackets": ("VAE", ["--model.hidden=64,32"], r'"hidden": Expected a list, as in \[64,32\]'),
     "no data set": ("VAE", ["--data=ImageData"], "choose from CIFAR10, Cityscapes, FashionMNIST, ImageFolder, KMNIST, "
@@ -98,6 +102,7 @@ LINES = {
 
 @pytest.mark.parametrize("model, args, message", LINES.values(), ids=LINES)
 def test_mistakes_end_in_one_line(model, args, message, fit, tmp_path):
+    (tmp_path / "damaged.yaml").write_bytes(b"model: \xaf")
     with pytest.raises(SystemExit, match=f"^error: .*{message}") as ended:
         fit(model, *args)
     assert "\n" not in ended.value.code
