@@ -15,11 +15,12 @@ from datamodules.convert import convert, describe
 from datamodules.files import DataError, download, find
 from datamodules.loader import TensorLoader, bernoulli, fixed_generator, mutate
 from lit_generative.images import from_uint8
+from lit_generative.plain import PlainArguments
 
 Split = Literal["train", "test"]
 
 
-class ImageData(LightningDataModule):
+class ImageData(PlainArguments, LightningDataModule):
     """Images in memory, as batches ``(x, c)``.
 
     x is float32 ``(B, C, H, W)`` in [0, 1], exactly k/255; c is int64 ``(B,)`` in 0..num_classes-1. Loaders yield uint8
@@ -69,7 +70,6 @@ class ImageData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        data_dir = data_dir and os.fspath(data_dir)  # a Path among the hyper-parameters would spoil safe loading
         self.save_hyperparameters()
         self.name = type(self).__name__
         size = image_size if image_size is not None else self.shape[-1]

@@ -72,6 +72,7 @@ class Adversarial(GenerativeModel):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
+            self.require_float32("float16 loses small gradients", instead_of=("16-true",))
             self.require_unused_parameters("moves one network at a time")
 
     @property
