@@ -205,13 +205,13 @@ class Adversarial(GenerativeModel):
         """As `validation_step`."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
         checkpoint["adversarial_steps"] = [self.discriminator_steps, self.generator_steps, self.images_seen]
         if self._waiting and self.trainer.world_size == 1:  # each process has its own; one would not do for all
             gradients = {
                 name: p.grad.clone() for name, p in self.discriminator.named_parameters() if p.grad is not None
             }
             checkpoint["adversarial_step_begun"] = {"batches": self._waiting, "gradients": gradients}
+        super().on_save_checkpoint(checkpoint)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What every model shares under Lightning: checks at the start, checkpoints that name their class."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_generative.plain import PlainArguments, plain
-from lit_generative.precision import exact_device
+from lit_generative.precision import AnyPrecision
 from lit_generative.progress import begin_next_epoch, count_epochs, progress, resume_learning_rates
 from lit_generative.randomness import mixed_seed, rng_states, set_rng_states
 from lit_generative.train_log import TrainLog
@@ -26,7 +26,7 @@ def class_path(obj: object) -> str:
     return f"{type(obj).__module__}.{type(obj).__qualname__}"
 
 
-class GenerativeModel(PlainArguments, TrainLog):
+class GenerativeModel(PlainArguments, AnyPrecision, TrainLog):
     """A LightningModule with the plumbing that has nothing to do with any paper.
 
     A model states ``image_shape`` and ``levels`` (256, or 2 for binary pixels); they are held against the data's
@@ -39,18 +39,13 @@ class GenerativeModel(PlainArguments, TrainLog):
     likelihood_kind: str = ""  # what ``nll`` and ``bpd`` of `test` are: exact, or a bound and which; empty: none
     log_prob_kind: str = ""  # the same of what `log_prob` gives by default
     fixed: tuple[str, ...] = ()  # arguments that change what the weights mean: a checkpoint's cannot be overruled
-    needs_float32: str = ""  # why half precision throughout would not do; empty: it does
     training_seconds: float = 0.0  # wall time behind the weights without validation, over all runs that were resumed
 
     def setup(self, stage: str) -> None:
         self._handed_on = {}  # of a run that did not come to train
         self.require_fitting(getattr(self.trainer, "datamodule", None))
-        if self.needs_float32:
-            self.require_float32(self.needs_float32)
+        self.require_precision()
         strategy: Any = self.trainer.strategy
-        device = strategy.root_device
-        if self.trainer.precision == "64-true" and exact_device(device) != device:
-            raise ValueError(f"there is no float64 on {device.type}: choose --trainer.precision 32-true")
         synchronised = getattr(strategy, "_layer_sync", None) is not None and strategy.root_device.type == "cpu"
         if stage == "fit" and synchronised and any(isinstance(m, _BatchNorm) for m in self.modules()):
             raise ValueError("batch norm cannot be synchronised on CPUs: add --trainer.sync_batchnorm false")
@@ -89,11 +84,6 @@ class GenerativeModel(PlainArguments, TrainLog):
                     f"{type(self).__name__} {why}, which plain DDP takes for a fault: set "
                     "--trainer.strategy ddp_find_unused_parameters_true"
                 )
-
-    def require_float32(self, why: str, instead_of: Sequence[str] = ("16-true", "bf16-true")) -> None:
-        """Raise a ValueError if this run keeps numbers in half precision throughout."""
-        if self.trainer.precision in instead_of:
-            raise ValueError(f"{type(self).__name__} cannot run in {self.trainer.precision}: {why}; choose bf16-mixed")
 
     def require_length(self, option: str) -> None:
         """Raise a ValueError if it is not known how long this run is."""
@@ -142,10 +132,6 @@ class GenerativeModel(PlainArguments, TrainLog):
     def describe_test(self) -> str:
         """The protocol behind the numbers that ``test`` logs, in one line."""
         return ""
-
-    def noise(self, *shape: int) -> Tensor:
-        """Draws of N(0, I) of this shape, on the device and in the dtype of the weights."""
-        return torch.randn(shape, dtype=next(self.parameters()).dtype, device=self.device)
 
     # -- optimisation ------------------------------------------------------------------------------
 
@@ -242,7 +228,10 @@ class GenerativeModel(PlainArguments, TrainLog):
         self._handed_on = {key: checkpoint[key] for key in self.handed_on if key in checkpoint}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample."""
+        """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample.
+
+        Last of all: what was added before is made of plain types here.
+        """
         self.require_finite_weights(checkpoint["state_dict"])
         checkpoint["rng_state"] = {
             kind: (self.all_gather(state.to(self.device)).cpu() if self.processes > 1 else state[None])  # type: ignore[union-attr]
@@ -255,5 +244,4 @@ class GenerativeModel(PlainArguments, TrainLog):
         data = getattr(self._trainer, "datamodule", None)
         if data is not None and data.hparams:
             checkpoint["data"] = {"class_path": class_path(data), "init_args": dict(data.hparams)}
-        # Lightning asks the model last: here is also what callbacks, optimisers and schedules keep
         checkpoint |= {key: plain(value) for key, value in checkpoint.items() if key != "state_dict"}

@@ -1,9 +1,11 @@
 """The types of numbers: what must be exact, where that can be kept, and what a network takes."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 
@@ -42,3 +44,31 @@ def device_only(move: Move, now: torch.device) -> Move:
     """
     device = exact_device(move(torch.zeros((), device=now)).device)
     return lambda x: x.to(device)
+
+
+class AnyPrecision(LightningModule):
+    """A model that runs in the Trainer's ``precision``, or says which other to choose."""
+
+    needs_float32: str = ""  # why half precision throughout would not do; empty: it does
+
+    def noise(self, *shape: int) -> Tensor:
+        """Draws of N(0, I) of this shape, on the model's device and in the dtype of its weights."""
+        return torch.randn(shape, dtype=next(self.parameters()).dtype, device=self.device)
+
+    def require_precision(self) -> None:
+        """Raise a ValueError if this run's precision is none for the model or its device."""
+        device = self.trainer.strategy.root_device
+        if self.trainer.precision == "64-true" and exact_device(device) != device:
+            raise ValueError(f"there is no float64 on {device.type}: choose --trainer.precision 32-true")
+        if self.needs_float32:
+            self.require_float32(self.needs_float32)
+
+    def require_float32(self, why: str, instead_of: Sequence[str] = ("16-true", "bf16-true")) -> None:
+        """Raise a ValueError if this run keeps numbers in half precision throughout."""
+        if self.trainer.precision in instead_of:
+            raise ValueError(f"{type(self).__name__} cannot run in {self.trainer.precision}: {why}; choose bf16-mixed")
+
+    def _apply_batch_transfer_handler(self, batch: Any, *args: Any, **options: Any) -> Any:
+        # Lightning converts a batch before the data's hooks, which make floats of uint8
+        batch = super()._apply_batch_transfer_handler(batch, *args, **options)
+        return batch if self._trainer is None else self.trainer.precision_plugin.convert_input(batch)

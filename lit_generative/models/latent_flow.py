@@ -227,8 +227,8 @@ class LatentFlow(GenerativeModel):
         return {"z": self.encode(x), "latent_log_density": self.look(x)[0], "c": c}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
         checkpoint["flow_begun"] = self.flow_begun
+        super().on_save_checkpoint(checkpoint)
 
     def configure_optimizers(self) -> Any:
         learning = self.flow if self.given else self
