@@ -57,9 +57,10 @@ class AnyPrecision(LightningModule):
 
     def require_precision(self) -> None:
         """Raise a ValueError if this run's precision is none for the model or its device."""
-        device = self.trainer.strategy.root_device
-        if self.trainer.precision == "64-true" and exact_device(device) != device:
-            raise ValueError(f"there is no float64 on {device.type}: choose --trainer.precision 32-true")
+        if self.trainer.precision == "64-true":
+            device = self.trainer.strategy.root_device
+            if exact_device(device) != device:
+                raise ValueError(f"there is no float64 on {device.type}: choose --trainer.precision 32-true")
         if self.needs_float32:
             self.require_float32(self.needs_float32)
 

@@ -16,6 +16,7 @@ ALLOWED = {  # package -> what it may import of ours
     "datamodules": (
         "datamodules",
         "lit_generative.images",
+        "lit_generative.plain",
         "lit_generative.segmentation",
         "lit_generative.statistics",
         "lit_generative.whole_files",
@@ -25,6 +26,7 @@ ALLOWED = {  # package -> what it may import of ours
         "lit_generative.protocols",
         "lit_generative.images",
         "lit_generative.interpolation",
+        "lit_generative.precision",
         "lit_generative.disentanglement",
         "lit_generative.segmentation",
         "lit_generative.metrics",

@@ -4,11 +4,13 @@ import pytest
 import torch
 from device_without_float64 import DEVICE, device_without_float64, strategy
 from lightning.pytorch import Trainer
+from small_models import SMALL
 from test_contract import PARAMS, build, images, sources
 from torch.utils.data import DataLoader
 
 from lit_generative.diffusion import linear
 from lit_generative.metrics import Features, Moments
+from lit_generative.models.vae import VAE
 from lit_generative.models.wgan import gradient_penalty
 from lit_generative.precision import exact, exact_device
 
@@ -116,3 +118,8 @@ def test_a_model_trains_and_is_tested_on_a_device_without_float64(model, monkeyp
         metrics = run(build(type(model)), strategy=strategy(), inference_mode=False)
         metrics = {name: value.cpu() for name, value in metrics.items()}
     torch.testing.assert_close(metrics, {k: v.cpu() for k, v in expected.items()})
+
+
+def test_float64_throughout_is_refused_on_such_a_device(monkeypatch):
+    with device_without_float64(monkeypatch), pytest.raises(ValueError, match="no float64 on meta: choose .* 32-true"):
+        run(VAE(**SMALL["VAE"]), strategy=strategy(), precision="64-true")
