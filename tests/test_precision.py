@@ -121,5 +121,5 @@ def test_a_model_trains_and_is_tested_on_a_device_without_float64(model, monkeyp
 
 
 def test_float64_throughout_is_refused_on_such_a_device(monkeypatch):
-    with device_without_float64(monkeypatch), pytest.raises(ValueError, match="no float64 on meta: choose .* 32-true"):
+    with device_without_float64(monkeypatch), pytest.raises(ValueError, match="there is no float64 on meta: choose"):
         run(VAE(**SMALL["VAE"]), strategy=strategy(), precision="64-true")
