@@ -10,6 +10,7 @@ from torch import Tensor
 from callbacks._first_images import FirstImages
 from lit_generative.errors import UserError, UserTypeError
 from lit_generative.images import from_uint8
+from lit_generative.precision import for_weights
 from lit_generative.protocols import HasLatent
 
 
@@ -75,5 +76,7 @@ class AttributeDirection(FirstImages):
         return model.decode(codes).unflatten(0, (len(x), len(self.steps)))
 
     def _mean(self, model: Any, images: Tensor) -> Tensor:
-        chunks = [model.encode(from_uint8(chunk.to(model.device))).sum(0) for chunk in images.split(128)]
+        chunks = [
+            model.encode(for_weights(from_uint8(chunk.to(model.device)), model)).sum(0) for chunk in images.split(128)
+        ]
         return torch.stack(chunks).sum(0) / len(images)

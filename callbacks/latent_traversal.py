@@ -38,11 +38,11 @@ class LatentTraversal(Picture):
 
     def draw(self, model: Any, batch: Any) -> Tensor:
         z = model.encode(batch[0])
-        flat = z.flatten(1).float()
+        flat = z.flatten(1).float().cpu()
         shown = flat.var(0, correction=0).argsort(descending=True)[: self.dims]
-        at = torch.linspace(self.quantile, 1 - self.quantile, self.steps, device=z.device)
+        at = torch.linspace(self.quantile, 1 - self.quantile, self.steps)
         values = flat.quantile(at[[0, -1]], 0)[:, shown]  # (2, dims)
-        way = torch.lerp(values[0], values[1], torch.linspace(0, 1, self.steps, device=z.device)[:, None])
+        way = torch.lerp(values[0], values[1], torch.linspace(0, 1, self.steps)[:, None])
         codes = flat[0].repeat(len(shown), self.steps, 1)
         codes[torch.arange(len(shown)), :, shown] = way.T
-        return grid(model.decode(codes.flatten(0, 1).unflatten(1, z.shape[1:])), self.steps)
+        return grid(model.decode(codes.flatten(0, 1).unflatten(1, z.shape[1:]).to(z)), self.steps)

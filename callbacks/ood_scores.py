@@ -18,6 +18,7 @@ from lit_generative.checkpoints import load_model
 from lit_generative.errors import UserError, UserTypeError
 from lit_generative.images import from_uint8
 from lit_generative.metrics import PerImage
+from lit_generative.precision import exact, exact_device, for_weights
 from lit_generative.protocols import HasLogProb, HasOODScores, require
 from lit_generative.randomness import forked_rng, mixed_seed
 
@@ -151,24 +152,24 @@ class OODScores(FirstBatch):
                 mine = i < len(batches)  # a rank without a batch still has to know the columns
                 columns = self._columns_of(pl_module, batches[i if mine else 0], mixed_seed(self.seed, i))
                 self._columns = list(columns)
-                values = torch.stack([c.to(pl_module.device, torch.float64) for c in columns.values()], -1)
+                values = torch.stack([exact(c).to(exact_device(pl_module.device)) for c in columns.values()], -1)
                 index = i * self.batch_size + torch.arange(len(values), device=pl_module.device)
                 rows.update(values[: None if mine else 0], index[: None if mine else 0])
 
     def _columns_of(self, model: Any, images: Tensor, seed: int) -> dict[str, Tensor]:
         """Everything about each image that the scores are made of; the same draws whatever else is scored."""
         x = from_uint8(images.to(model.device))
-        columns = {}
+        columns, own = {}, for_weights(x, model)
         if isinstance(model, HasLogProb):
             with forked_rng(seed, x.device):
-                columns["log_prob"] = model.log_prob(x)
+                columns["log_prob"] = model.log_prob(own)
             columns["code_length"] = ood.code_length(images)
             if self._background is not None:
                 with forked_rng(seed, x.device):
                     columns["background"] = self._background.log_prob(x)
         if isinstance(model, HasOODScores):
             with forked_rng(seed, x.device):
-                columns |= ood.spread(model.ood_scores(x))
+                columns |= ood.spread(model.ood_scores(own))
         return columns
 
     # -- numbers -----------------------------------------------------------------------------------

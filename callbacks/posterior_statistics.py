@@ -57,7 +57,7 @@ class PosteriorStatistics(EveryBatch):
             if stage == "val":  # in test the model says so itself
                 metrics["active_units"] = (mu.var(0) > 0.01).sum().float()
         # every rank has the same rows: sync_dist only spares Lightning's warning
-        values = {f"{stage}/{name}": value.to(pl_module.device) for name, value in metrics.items()}
+        values = {f"{stage}/{name}": value.float().to(pl_module.device) for name, value in metrics.items()}
         pl_module.log_dict(values, sync_dist=True)
         self._protocol = (
             f"mutual_information (at most log {count:,}), total_correlation, dimension_wise_kl: of {len(chosen):,} of "

@@ -13,6 +13,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from callbacks._every_batch import EveryBatch
 from lit_generative.errors import UserError
 from lit_generative.images import from_uint8, to_uint8
+from lit_generative.precision import exact
 from lit_generative.protocols import Translates, require
 from lit_generative.segmentation import confusion, label_scores, nearest_colour
 
@@ -76,7 +77,7 @@ class TranslationScores(EveryBatch):
                 rank_zero_info(f"no LPIPS: its weights are not at hand ({error})")
 
     def keep(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
-        made = from_uint8(to_uint8(model.translate(c)))
+        made, x = from_uint8(to_uint8(model.translate(c))), from_uint8(to_uint8(x))  # half precision rounds levels
         error = (made - x).flatten(1)
         psnr = -10 * error.square().mean(1).clamp(min=1e-10).log10()
         ssim = structural_similarity_index_measure(made, x, data_range=1.0, reduction="none")
@@ -85,7 +86,7 @@ class TranslationScores(EveryBatch):
             net = self._perceptual.net.to(x.device)
             columns.append(net(made, x, normalize=True).view(-1))
         maps = self._maps(made, x)
-        return torch.cat([torch.stack(columns, 1).double(), *(table.flatten(1) for table in maps)], 1)
+        return torch.cat([exact(torch.stack(columns, 1)), *(table.flatten(1) for table in maps)], 1)
 
     def look(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         self._split = "test" if trainer.testing else "val"

@@ -1,6 +1,5 @@
 """What all data sets of images share; each is a small file that says where its files lie and how to read them."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -14,9 +13,10 @@ from datamodules.files import DataError
 from datamodules.loader import TensorLoader, bernoulli, fixed_generator, mutate
 from datamodules.stored_files import Split, StoredFiles
 from lit_generative.images import from_uint8
+from lit_generative.plain import PlainArguments
 
 
-class ImageData(StoredFiles, ABC):
+class ImageData(PlainArguments, StoredFiles, ABC):
     """Images in memory, as batches ``(x, c)``.
 
     x is float32 ``(B, C, H, W)`` in [0, 1], exactly k/255; c is int64 ``(B,)`` in 0..num_classes-1. Loaders yield uint8
@@ -65,7 +65,6 @@ class ImageData(StoredFiles, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        data_dir = data_dir and os.fspath(data_dir)  # a Path among the hyper-parameters would spoil safe loading
         self.save_hyperparameters()
         self.name = type(self).__name__
         size = image_size if image_size is not None else self.shape[-1]

@@ -1,6 +1,5 @@
 """Any folder of images."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -65,8 +64,6 @@ class ImageFolder(ImageData):
                 f"{channels}, {image_size}, {test_size}"
             )
         self.shape = (channels, image_size, image_size)
-        # a Path among the hyper-parameters would spoil safe loading
-        data_dir, cache_dir = (path if path is None else os.fspath(path) for path in (data_dir, cache_dir))
         super().__init__(data_dir, batch_size, val_size, resize="resize", random_flip=random_flip, seed=seed)
         self.test_size, self.skip_broken = test_size, skip_broken
         self.cache = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "images"

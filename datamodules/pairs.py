@@ -1,6 +1,5 @@
 """Pairs of images that show the same in two ways, for image-to-image translation."""
 
-import os
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -65,7 +64,6 @@ class PairedImages(ImageData):
         if direction not in ("a_to_b", "b_to_a"):
             raise DataError(f"direction is a_to_b or b_to_a, not {direction}")
         self.shape = (self.channels_b if direction == "a_to_b" else self.channels_a, image_size, image_size)
-        data_dir, cache_dir = (path if path is None else os.fspath(path) for path in (data_dir, cache_dir))
         super().__init__(data_dir, batch_size, val_size, resize="resize", random_flip=random_flip, seed=seed)
         self.image_size, self.load_size, self.direction, self.skip_broken = (
             image_size,

@@ -1,6 +1,5 @@
 """A folder of images to predict from, each in its own size."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from datamodules.files import DataError, listed
 from datamodules.folders import Listing, formats
 from datamodules.image_cache import open_image
 from lit_generative.images import from_uint8
+from lit_generative.plain import PlainArguments
 
 
-class Pictures(LightningDataModule):
+class Pictures(PlainArguments, LightningDataModule):
     """The images of a folder, one at a time: ``(c, names)``, RGB float32 ``(1, 3, H, W)`` in [0, 1] and file names.
 
     Args:
@@ -32,7 +32,6 @@ class Pictures(LightningDataModule):
 
     def __init__(self, data_dir: str) -> None:
         super().__init__()
-        data_dir = os.fspath(data_dir)  # a Path among the hyper-parameters would spoil safe loading
         self.save_hyperparameters()
         self.folder = Path(data_dir).expanduser()
 

@@ -73,6 +73,7 @@ class Adversarial(GenerativeModel):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
+            self.require_float32("float16 loses small gradients", instead_of=("16-true",))
             self.require_unused_parameters("moves one network at a time")
 
     @property
@@ -205,13 +206,13 @@ class Adversarial(GenerativeModel):
         """As `validation_step`."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
         checkpoint["adversarial_steps"] = [self.discriminator_steps, self.generator_steps, self.images_seen]
         if self._waiting and self.trainer.world_size == 1:  # each process has its own; one would not do for all
             gradients = {
                 name: p.grad.clone() for name, p in self.discriminator.named_parameters() if p.grad is not None
             }
             checkpoint["adversarial_step_begun"] = {"batches": self._waiting, "gradients": gradients}
+        super().on_save_checkpoint(checkpoint)
 
 
 @contextmanager

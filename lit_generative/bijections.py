@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lit_generative.errors import UserError
-from lit_generative.likelihoods import at_least_float32
+from lit_generative.precision import at_least_float32
 
 
 class Bijection(nn.Module):

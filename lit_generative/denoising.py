@@ -32,6 +32,7 @@ class DenoisingModel(GenerativeModel):
     steps: int  # T
     data_shape: tuple[int, ...]
     denoiser: nn.Module
+    needs_float32 = "images, their noise and the bound would be rounded"
     decoder_variance: str  # of p(x_0|x_1) in `bound`, as `describe_test` names it
     classes, unlabelled = 0, 0.0
 
@@ -146,12 +147,12 @@ class DenoisingModel(GenerativeModel):
             power: Of the steps' places, see `subsequence`; by default even in log-SNR for ``dpm_solver``, else in t.
             guidance: How far beyond the labelled model, see `denoise`.
         """
-        x_T = torch.randn(n, *self.data_shape, device=self.device)
+        x_T = self.noise(n, *self.data_shape)
         return self.generate(x_T, c, steps, sampler, eta, power, guidance)
 
     def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images of ``n`` arcs between two draws of x_T, each with its label if any, ``(n * steps, C, H, W)``."""
-        x_T = arcs(torch.randn(2, n, *self.data_shape, device=self.device).flatten(2), steps)
+        x_T = arcs(self.noise(2, n, *self.data_shape).flatten(2), steps)
         c = None if c is None else c.repeat_interleave(steps)
         return self.generate(x_T.unflatten(1, self.data_shape), c, sampler="dpm_solver")
 
@@ -176,7 +177,7 @@ class DenoisingModel(GenerativeModel):
             if (self.steps - t) % every == 0:
                 frames.append(self.to_images(x_t))
 
-        x_T = torch.randn(n, *self.data_shape, device=self.device)
+        x_T = self.noise(n, *self.data_shape)
         last = self.generate(x_T, c, self.steps, "ancestral", watch=watch)
         return torch.stack([*frames, last])
 
@@ -197,10 +198,6 @@ class DenoisingModel(GenerativeModel):
         return {"reconstruction": torch.stack(errors, 1)}
 
     # -- Lightning ---------------------------------------------------------------------------------
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        self.require_float32("alpha_bar would be rounded")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, c = batch

@@ -9,12 +9,13 @@ not. A ``denoise(x_t, t)`` estimates E[x_0|x_t] ``(B, ...)`` of noisy data ``(B,
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Generator, Tensor, nn
 
 from lit_generative.errors import UserError
+from lit_generative.precision import Move, device_only
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 Watcher = Callable[[int, Tensor, Tensor], None]  # of t, x_t and the estimate of x_0, in every step of a sampler
@@ -23,7 +24,7 @@ Watcher = Callable[[int, Tensor, Tensor], None]  # of t, x_t and the estimate of
 
 
 class Schedule(nn.Module):
-    """alpha_bar_0 = 1 > alpha_bar_1 > ... > alpha_bar_T of beta_1..T ``(T,)``, float64, not in the state dict."""
+    """alpha_bar_0 = 1 > ... > alpha_bar_T of beta_1..T ``(T,)``, float64 in any model, not in the state dict."""
 
     alpha_bar: Tensor  # (T + 1,)
 
@@ -34,6 +35,9 @@ class Schedule(nn.Module):
         alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta.double(), 0)])
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 
+    def _apply(self, fn: Move, recurse: bool = True) -> Self:
+        return super()._apply(device_only(fn, self.alpha_bar.device), recurse)
+
     @property
     def steps(self) -> int:
         """T."""
@@ -41,7 +45,7 @@ class Schedule(nn.Module):
 
     def at(self, t: Tensor, like: Tensor) -> Tensor:
         """alpha_bar_t of times ``(B,)``, float64, in a shape that multiplies ``like`` ``(B, ...)``."""
-        return self.alpha_bar[t].view(-1, *[1] * (like.ndim - 1))
+        return self.alpha_bar[t.to(self.alpha_bar.device)].view(-1, *[1] * (like.ndim - 1))
 
     def diffuse(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """A draw x_t ~ q(x_t|x_0) made of ``eps`` ~ N(0, I) (Ho et al., 2020, Eq. 4)."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_generative.diffusion import Denoiser, Schedule, posterior
+from lit_generative.precision import exact
 
 
 class Bound(NamedTuple):
@@ -27,7 +28,7 @@ class Bound(NamedTuple):
 def prior_kl(schedule: Schedule, x_0: Tensor) -> Tensor:
     """L_T of data ``(B, ...)``, nats ``(B,)``."""
     a = schedule.alpha_bar[-1]
-    x, dims = x_0.flatten(1).double(), x_0[0].numel()
+    x, dims = exact(x_0.flatten(1)), x_0[0].numel()
     return (0.5 * (a * x.square().sum(1) + dims * (-a - torch.log1p(-a)))).to(x_0)
 
 
@@ -44,10 +45,10 @@ def decoder_scale(schedule: Schedule) -> Tensor:
 def step_kl(denoise: Denoiser, schedule: Schedule, x_0: Tensor, t: Tensor, variance: str) -> Tensor:
     """L_t-1 of data ``(B, ...)`` at times ``(B,)`` from 2 on, from one draw of x_t, nats ``(B,)``."""
     estimate = denoise(schedule.diffuse(x_0, t, torch.randn_like(x_0)), t)
-    a_s, a_t = schedule.alpha_bar[t - 1], schedule.alpha_bar[t]
+    error = exact((x_0 - estimate).square().flatten(1).sum(1))  # the means differ by c_0 times this
+    a_s, a_t = schedule.at(t - 1, error), schedule.at(t, error)
     c_0, _, v = posterior(a_s, a_t)
     ratio = v / (1 - a_t / a_s) if variance == "large" else torch.ones_like(v)  # of the true variance to the model's
-    error = (x_0 - estimate).square().flatten(1).sum(1)  # the means differ by c_0 times this
     spread = x_0[0].numel() * (ratio - 1 - ratio.log())
     return (0.5 * (spread + c_0.square() / v * ratio * error)).to(x_0)
 
@@ -88,16 +89,18 @@ def variational_bound(
     """
     b, device = len(x_0), x_0.device
     if 0 < terms < schedule.steps - 1:
-        lower, upper = strata(schedule.steps, max(1, terms // 2)).to(device).T[..., None, None].double()
-        t = (lower + (upper - lower) * torch.rand(len(lower), 2, b, device=device)).long()  # (strata, 2, B)
+        runs = strata(schedule.steps, max(1, terms // 2)).to(device)
+        u = exact(torch.rand(len(runs), 2, b, device=device))
+        lower, upper = runs.to(u).T[..., None, None]
+        t = (lower + (upper - lower) * u).long().to(device)  # (strata, 2, B)
         width = (upper - lower)[:, 0]
     else:
         t = torch.arange(2, schedule.steps + 1, device=device)[:, None, None].expand(-1, 1, b)
-        width = torch.ones(len(t), 1, device=device)
+        width = exact(torch.ones(len(t), 1, device=device))
     flat, image = t.flatten(), torch.arange(b, device=device).expand_as(t).flatten()
     pairs = zip(flat.split(chunk), image.split(chunk), strict=True)
     kls = [step_kl(given(denoise, c, i), schedule, x_0[i], at, variance) for at, i in pairs]
-    each = torch.cat(kls).view_as(t).double()
+    each = exact(torch.cat(kls).view_as(t))
     diffusion = (width * each.mean(1)).sum(0)
     stderr = (width * (each[:, 0] - each[:, -1]) / 2).square().sum(0).sqrt()
 

@@ -8,6 +8,7 @@ from torch.distributions import Normal
 from torch.nn.functional import one_hot
 
 from lit_generative.errors import UserError
+from lit_generative.precision import exact
 
 PAIRS = 2**21  # numbers looked at together in `kl_decomposition`: 8 MB
 
@@ -66,7 +67,7 @@ def pairwise_information(z: Tensor, bins: int) -> Tensor:
     """I(z_i; z_j) of draws ``(N, d)``, each dimension in ``bins`` of equal counts, nats ``(d, d)``."""
     cells = z.argsort(0).argsort(0) * bins // len(z)
     member = one_hot(cells, bins).flatten(1).float()
-    joint = (member.T @ member).double() / len(z)  # counts up to 2^24 are exact
+    joint = exact(member.T @ member) / len(z)  # counts up to 2^24 are exact
     entropies = torch.special.entr(joint).unflatten(0, (-1, bins)).unflatten(2, (-1, bins)).sum((1, 3))  # (d, d)
     own = entropies.diagonal()
     return own[:, None] + own - entropies

@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.transforms.v2.functional import resize
 
 from lit_generative.errors import UserError
+from lit_generative.precision import exact
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -157,7 +158,7 @@ def fingerprint(net: nn.Module, images: Tensor) -> str:
     with exact_float32(device):
         seen = net(images.to(device))
     # its options are not among the weights; rounded, for the last digits depend on the machine
-    coarse = (seen.double().cpu() / seen.double().abs().max().clamp(min=1e-30).cpu()).round(decimals=3)
+    coarse = (exact(seen).cpu() / exact(seen).abs().max().clamp(min=1e-30).cpu()).round(decimals=3)
     for name, value in {**net.state_dict(), "seen": coarse, "scale": seen.abs().max().log2().round()}.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,5 +1,6 @@
 """An autoencoder that is there already, for models of its latents."""
 
+from pathlib import Path
 from typing import Any
 
 from lit_generative.errors import UserError, UserTypeError
@@ -7,7 +8,7 @@ from lit_generative.module import GenerativeModel
 from lit_generative.protocols import HasLatent
 
 
-def borrow(source: str | dict[str, Any], image_shape: tuple[int, int, int]) -> tuple[Any, dict[str, Any]]:
+def borrow(source: str | Path | dict[str, Any], image_shape: tuple[int, int, int]) -> tuple[Any, dict[str, Any]]:
     """A frozen model that can encode and decode, from a checkpoint or from what an earlier one said of it, and that.
 
     Raises:
@@ -19,7 +20,7 @@ def borrow(source: str | dict[str, Any], image_shape: tuple[int, int, int]) -> t
     from lit_generative.checkpoints import find_class, load_model, model_config, read_checkpoint
 
     model: Any
-    if isinstance(source, str):
+    if isinstance(source, str | Path):
         model, config = load_model(source), model_config(read_checkpoint(source))
     else:
         model, config = find_class(source["class_path"], GenerativeModel)(**source["init_args"]), source

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from lit_generative.adversarial import Adversarial, Batch
 from lit_generative.images import from_symmetric, to_symmetric
 from lit_generative.interpolation import arcs
+from lit_generative.precision import at_least_float32
 
 
 class GAN(Adversarial):
@@ -23,26 +24,26 @@ class GAN(Adversarial):
         return {"generator": (self.generator, (torch.zeros(2, self.latent),))}
 
     def generate(self, batch: Batch) -> Tensor:
-        return self.generator(torch.randn(len(batch[0]), self.latent, device=self.device))
+        return self.generator(self.noise(len(batch[0]), self.latent))
 
     def decode(self, z: Tensor) -> Tensor:
         """Images of z ``(B, latent)``, ``(B, C, H, W)`` in [0, 1]."""
-        return from_symmetric(self.generator(z).float())
+        return from_symmetric(at_least_float32(self.generator(z)))
 
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
         """Images of z ~ N(0, I), ``(n, C, H, W)`` in [0, 1]."""
-        return self.decode(torch.randn(n, self.latent, device=self.device))
+        return self.decode(self.noise(n, self.latent))
 
     @torch.no_grad()
     def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
-        return self.decode(arcs(torch.randn(2, n, self.latent, device=self.device), steps))
+        return self.decode(arcs(self.noise(2, n, self.latent), steps))
 
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
         """How little the discriminator thinks of each image, ``(B,)``. Not a likelihood."""
         self.require_images(x)
-        return {"discriminator": -self.discriminator(to_symmetric(x)).float()}
+        return {"discriminator": -at_least_float32(self.discriminator(to_symmetric(x)))}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`ood_scores` of every image, with its label ``c``."""

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_generative.precision import at_least_float32
+
 
 class Likelihood(Protocol):
     parameters: int  # numbers per pixel that the network must give
@@ -22,11 +24,6 @@ class Likelihood(Protocol):
     @property
     def mean(self) -> Tensor: ...
     def sample(self) -> Tensor: ...
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision up to float32, where sums over pixels and exponentials need it; float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Bernoulli:

@@ -1,19 +1,27 @@
 """Statistics over images that hold on any number of processes, and distances between sets of feature vectors."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lit_generative.errors import UserError
+from lit_generative.precision import Move, device_only, exact
 
 
 class Accumulator(Metric):
-    """A metric whose states a training can go on with after a test, which runs in inference mode, has reset them."""
+    """A metric whose states a training can go on with after a test, which runs in inference mode, has reset them.
+
+    They keep their dtype whatever the model's becomes; float64 stays on the CPU for devices that have none.
+    """
 
     full_state_update = False
+
+    def _apply(self, fn: Move, exclude_state: Sequence[str] = "") -> nn.Module:
+        return super()._apply(device_only(fn, self.device), exclude_state)
 
     def reset(self) -> None:
         with torch.inference_mode(False):
@@ -37,7 +45,7 @@ class Moments(Accumulator):
         self.add_state("total_of_squares", torch.zeros(features, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, values: Tensor) -> None:
-        values = values.to(torch.float64)
+        values = exact(values)
         self.count += len(values)
         self.total += values.sum(0)
         self.total_of_squares += values.square().sum(0)
@@ -87,7 +95,7 @@ class PerImage(Accumulator):
 
     def update(self, rows: Tensor, index: Tensor) -> None:
         self.rows.append(rows)
-        self.index.append(index)
+        self.index.append(index.to(rows.device))
 
     def compute(self) -> Any:
         """All rows, ``(N, d)``, on the CPU."""
@@ -108,7 +116,7 @@ class Features(PerImage):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, rows: Tensor, index: Tensor) -> None:
-        x = rows.to(torch.float64)
+        x = exact(rows)
         self.count += len(x)
         self.total += x.sum(0)
         self.outer += x.T @ x

@@ -18,6 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_generative.batches import TakesBatches
 from lit_generative.errors import UserError, UserTypeError
+from lit_generative.plain import PlainArguments, plain
+from lit_generative.precision import AnyPrecision
 from lit_generative.progress import begin_next_epoch, count_epochs, progress, require_batches, resume_learning_rates
 from lit_generative.randomness import mixed_seed, rng_states, set_rng_states
 from lit_generative.train_log import TrainLog
@@ -28,7 +30,7 @@ def class_path(obj: object) -> str:
     return f"{type(obj).__module__}.{type(obj).__qualname__}"
 
 
-class GenerativeModel(TakesBatches, TrainLog):
+class GenerativeModel(TakesBatches, PlainArguments, AnyPrecision, TrainLog):
     """A LightningModule with the plumbing that has nothing to do with any paper.
 
     A model states ``image_shape`` and ``levels`` (256, or 2 for binary pixels); they are held against the data's
@@ -45,6 +47,7 @@ class GenerativeModel(TakesBatches, TrainLog):
         super().setup(stage)
         self._handed_on = {}  # of a run that did not come to train
         self.require_fitting(getattr(self.trainer, "datamodule", None))
+        self.require_precision()
         strategy: Any = self.trainer.strategy
         synchronised = getattr(strategy, "_layer_sync", None) is not None and strategy.root_device.type == "cpu"
         if stage == "fit" and synchronised and any(isinstance(m, _BatchNorm) for m in self.modules()):
@@ -77,11 +80,6 @@ class GenerativeModel(TakesBatches, TrainLog):
                     f"{type(self).__name__} {why}, which plain DDP takes for a fault: set "
                     "--trainer.strategy ddp_find_unused_parameters_true"
                 )
-
-    def require_float32(self, why: str) -> None:
-        """Raise a ValueError if this run keeps numbers in half precision throughout."""
-        if self.trainer.precision in ("16-true", "bf16-true"):
-            raise UserError(f"{type(self).__name__} cannot run in {self.trainer.precision}: {why}; choose bf16-mixed")
 
     def require_length(self, option: str) -> None:
         """Raise a ValueError if it is not known how long this run is."""
@@ -238,7 +236,10 @@ class GenerativeModel(TakesBatches, TrainLog):
         self._handed_on = {key: checkpoint[key] for key in self.handed_on if key in checkpoint}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample."""
+        """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample.
+
+        Last of all: what was added before is made of plain types here.
+        """
         self.require_finite_weights(checkpoint["state_dict"])
         checkpoint["rng_state"] = {
             kind: (self.all_gather(state.to(self.device)).cpu() if self.processes > 1 else state[None])  # type: ignore[union-attr]
@@ -251,3 +252,4 @@ class GenerativeModel(TakesBatches, TrainLog):
         data = getattr(self._trainer, "datamodule", None)
         if data is not None and data.hparams:
             checkpoint["data"] = {"class_path": class_path(data), "init_args": dict(data.hparams)}
+        checkpoint |= {key: plain(value) for key, value in checkpoint.items() if key != "state_dict"}

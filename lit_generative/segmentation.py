@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lit_generative.errors import UserError
+from lit_generative.precision import exact
 
 
 def nearest_colour(images: Tensor, palette: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ def confusion(truth: Tensor, found: Tensor, classes: int) -> Tensor:
     counted = (truth >= 0) & (truth < classes)
     pairs = torch.where(counted, truth * classes + found, classes**2)
     counts = [torch.bincount(image.flatten(), minlength=classes**2 + 1)[:-1] for image in pairs]
-    return torch.stack(counts).view(-1, classes, classes).double()
+    return exact(torch.stack(counts).view(-1, classes, classes))
 
 
 def label_scores(confusion: Tensor) -> dict[str, float]:

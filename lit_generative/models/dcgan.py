@@ -18,6 +18,7 @@ from lit_generative.errors import UserError
 from lit_generative.gan import GAN
 from lit_generative.images import to_symmetric
 from lit_generative.nn.dcgan import DCGANDiscriminator, DCGANGenerator, DenseDiscriminator, PixelShuffleGenerator
+from lit_generative.precision import at_least_float32
 
 NETWORKS: dict[str, Any] = {
     "dcgan": (DCGANGenerator, DCGANDiscriminator),
@@ -74,8 +75,8 @@ class DCGAN(GAN):
     # -- objective ---------------------------------------------------------------------------------
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        real_logits = self.discriminator(to_symmetric(batch[0])).float()
-        fake_logits = self.discriminator(fake).float()
+        real_logits = at_least_float32(self.discriminator(to_symmetric(batch[0])))
+        fake_logits = at_least_float32(self.discriminator(fake))
         real_labels = torch.full_like(real_logits, self.real_label)
         loss = binary_cross_entropy_with_logits(real_logits, real_labels) + softplus(fake_logits).mean()
         return {
@@ -85,7 +86,7 @@ class DCGAN(GAN):
         }
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        return {"loss_generator": softplus(-self.discriminator(fake).float()).mean()}
+        return {"loss_generator": softplus(-at_least_float32(self.discriminator(fake))).mean()}
 
     # -- Lightning ---------------------------------------------------------------------------------
 

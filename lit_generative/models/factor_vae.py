@@ -18,6 +18,7 @@ from lit_generative.errors import UserError
 from lit_generative.metrics import Moments
 from lit_generative.models.vae import VAE, Network
 from lit_generative.nn.mlp import mlp
+from lit_generative.precision import at_least_float32, for_weights
 
 
 def permute_dims(z: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
 
     def log_ratio(self, z: Tensor) -> Tensor:
         """The discriminator's log D(z) / (1 - D(z)): its estimate of log q(z) / prod_j q(z_j), ``(B,)``."""
-        return self.discriminator(z).squeeze(-1).float()
+        return at_least_float32(self.discriminator(for_weights(z, self.discriminator)).squeeze(-1))
 
     def judge(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The log ratio of draws of q(z), and of draws of prod_j q(z_j) made of them, both ``(B,)``."""

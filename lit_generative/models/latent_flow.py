@@ -48,6 +48,7 @@ class LatentFlow(GenerativeModel):
         init_from: Weights to start from, see `start_from`.
     """
 
+    needs_float32 = "a density of rounded latents is none"
     ood_headline = "sum"
     smallest_batch = 2  # of vectors, whose variance the flow's normalisations start from
     handed_on = (*GenerativeModel.handed_on, "flow_begun")
@@ -147,18 +148,17 @@ class LatentFlow(GenerativeModel):
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Decode z ~ N(0, temperature^2 I), ``(n, C, H, W)`` in [0, 1]."""
-        return self.decode(not_negative(temperature) * torch.randn(n, self.latent, device=self.device))
+        return self.decode(not_negative(temperature) * self.noise(n, self.latent))
 
     @torch.no_grad()
     def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
-        return self.decode(arcs(torch.randn(2, n, self.latent, device=self.device), steps))
+        return self.decode(arcs(self.noise(2, n, self.latent), steps))
 
     # -- Lightning ---------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self.require_float32("a density of rounded latents is none")
         if stage == "fit" and not self.given:
             self.require_length("share")
             self.require_unused_parameters("trains the autoencoder first and the flow then")
@@ -232,8 +232,8 @@ class LatentFlow(GenerativeModel):
         return {"z": self.encode(x), "latent_log_density": self.look(x)[0], "c": c}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
         checkpoint["flow_begun"] = self.flow_begun
+        super().on_save_checkpoint(checkpoint)
 
     def configure_optimizers(self) -> Any:
         learning = self.flow if self.given else self

@@ -21,6 +21,7 @@ from lit_generative.batches import unpack
 from lit_generative.errors import UserError
 from lit_generative.images import from_symmetric, to_symmetric, to_uint8
 from lit_generative.nn.pix2pix import PATCHES, Norm, PatchDiscriminator, UNetGenerator, authors_names
+from lit_generative.precision import at_least_float32, for_weights
 
 
 class Pix2Pix(Adversarial):
@@ -146,9 +147,10 @@ class Pix2Pix(Adversarial):
         """
         self.require_sources(c)
         height, width = c.shape[-2:]
+        c = for_weights(to_symmetric(c), self.generator)
         multiple = 2**self.halvings
-        whole = pad(to_symmetric(c), (0, -width % multiple, 0, -height % multiple), mode="replicate")
-        return from_symmetric(self.generator(whole)[..., :height, :width].float())
+        whole = pad(c, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        return from_symmetric(at_least_float32(self.generator(whole)[..., :height, :width]))
 
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
         """`translate` the ``n`` source images ``c``.

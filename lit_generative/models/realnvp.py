@@ -78,6 +78,8 @@ class RealNVP(GenerativeModel):
         init_from: Weights to start from, see `start_from`.
     """
 
+    needs_float32 = "the noise of a level needs 16 bits below it"
+
     def __init__(
         self,
         image_shape: Shape = (1, 28, 28),
@@ -177,18 +179,14 @@ class RealNVP(GenerativeModel):
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Images of z ~ N(0, temperature^2 I), ``(n, C, H, W)`` in [0, 1]; below 1 nearer to the mode, and not p(x)."""
-        return self.decode(not_negative(temperature) * torch.randn(n, self.dims, device=self.device))
+        return self.decode(not_negative(temperature) * self.noise(n, self.dims))
 
     @torch.no_grad()
     def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
-        return self.decode(arcs(torch.randn(2, n, self.dims, device=self.device), steps))
+        return self.decode(arcs(self.noise(2, n, self.dims), steps))
 
     # -- Lightning ---------------------------------------------------------------------------------
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        self.require_float32("the noise of a level needs 16 bits below it")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         nll = -self.log_weights(batch[0]).mean()

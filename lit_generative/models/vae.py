@@ -19,12 +19,13 @@ from torch.distributions import Normal
 
 from lit_generative.errors import UserError
 from lit_generative.interpolation import arcs
-from lit_generative.likelihoods import LIKELIHOODS, Likelihood, at_least_float32, bits_per_dim, in_bits, log_mean_exp
+from lit_generative.likelihoods import LIKELIHOODS, Likelihood, bits_per_dim, in_bits, log_mean_exp
 from lit_generative.metrics import Moments
 from lit_generative.module import GenerativeModel
 from lit_generative.nn.conv import ConvDecoder, ConvEncoder
 from lit_generative.nn.conv_dense import CONV3, CONV4, DenseConvDecoder, DenseConvEncoder
 from lit_generative.nn.mlp import MLPDecoder, MLPEncoder
+from lit_generative.precision import at_least_float32, for_weights
 from lit_generative.randomness import batch_rng
 
 Network = Literal["mlp", "conv", "conv3", "conv4"]
@@ -56,6 +57,7 @@ class VAE(GenerativeModel):
         init_from: Weights to start from, see `start_from`.
     """
 
+    needs_float32 = "images and their likelihoods would be rounded"
     pixels_at_once = 2**23  # bounds the memory of many importance samples: about 32 MB a tensor
 
     def __init__(
@@ -83,9 +85,8 @@ class VAE(GenerativeModel):
         self.save_hyperparameters(ignore=["init_from"])
         self.image_shape, self.latent, self.dims = image_shape, latent, math.prod(image_shape)
         self.lr, self.decay_from, self.kl_warmup, self.free_bits = lr, decay_from, kl_warmup, free_bits
-        self.test_k = sorted(test_k)
+        self.test_k, self.likelihood = sorted(test_k), LIKELIHOODS[likelihood]
         self.likelihood_kind, self.log_prob_kind = f"bound, IWAE-{self.test_k[-1]}", "bound, IWAE-50"
-        self.likelihood = LIKELIHOODS[likelihood]
         self.levels = self.likelihood.levels
         c, h, w = image_shape
         encoder, decoder = NETWORKS[network]
@@ -111,7 +112,7 @@ class VAE(GenerativeModel):
 
     def p(self, z: Tensor) -> Likelihood:
         """The likelihood p(x|z) of images ``(..., C, H, W)`` for latents ``(..., latent)``."""
-        return self.likelihood(self.decoder(z.flatten(0, -2)).unflatten(0, z.shape[:-1]))
+        return self.likelihood(self.decoder(for_weights(z, self.decoder).flatten(0, -2)).unflatten(0, z.shape[:-1]))
 
     # -- objective ---------------------------------------------------------------------------------
 
@@ -186,12 +187,12 @@ class VAE(GenerativeModel):
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
         """Decode z ~ p(z), without pixel noise, as is usual; ``(n, C, H, W)`` in [0, 1]."""
-        return self.decode(torch.randn(n, self.latent, device=self.device))
+        return self.decode(self.noise(n, self.latent))
 
     @torch.no_grad()
     def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
-        return self.decode(arcs(torch.randn(2, n, self.latent, device=self.device), steps))
+        return self.decode(arcs(self.noise(2, n, self.latent), steps))
 
     # -- Lightning ---------------------------------------------------------------------------------
 

@@ -18,11 +18,12 @@ from lit_generative.errors import UserError
 from lit_generative.gan import GAN
 from lit_generative.images import to_symmetric
 from lit_generative.nn.dcgan import DCGANDiscriminator, DCGANGenerator
+from lit_generative.precision import at_least_float32
 
 
 def distance(critic: nn.Module, batch: Batch, fake: Tensor) -> Tensor:
     """E_x[f(x)] - E_z[f(G(z))], the critic's estimate of W_1 (up to its Lipschitz constant)."""
-    return critic(to_symmetric(batch[0])).float().mean() - critic(fake).float().mean()
+    return at_least_float32(critic(to_symmetric(batch[0]))).mean() - at_least_float32(critic(fake)).mean()
 
 
 class WGAN(GAN):
@@ -66,7 +67,7 @@ class WGAN(GAN):
         return {"loss_critic": -wasserstein, "wasserstein": wasserstein}
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        return {"loss_generator": -self.discriminator(fake).float().mean()}
+        return {"loss_generator": -at_least_float32(self.discriminator(fake)).mean()}
 
     @torch.no_grad()
     def after_discriminator_step(self) -> None:
@@ -78,11 +79,12 @@ class WGAN(GAN):
 
 
 def gradient_penalty(critic: nn.Module, x: Tensor, fake: Tensor) -> Tensor:
-    """E[(|grad f(x_hat)|_2 - 1)^2] between ``x`` and ``fake`` ``(B, C, H, W)``, float32 (WGAN-GP, Eq. 3)."""
+    """E[(|grad f(x_hat)|_2 - 1)^2] between ``x`` and ``fake`` ``(B, C, H, W)``, float32 or float64 (WGAN-GP, Eq. 3)."""
     with torch.autocast(x.device.type, enabled=False):
-        eps = torch.rand(len(x), 1, 1, 1, device=x.device)
-        x_hat = torch.lerp(fake.float(), x.float(), eps).requires_grad_()
-        score = critic(x_hat.to(next(critic.parameters()).dtype)).sum()
+        x, fake = at_least_float32(x), at_least_float32(fake)
+        eps = torch.rand(len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
+        x_hat = torch.lerp(fake, x, eps).requires_grad_()
+        score = critic(x_hat).sum()
         (gradient,) = torch.autograd.grad(score, x_hat, create_graph=True)
         norm = (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()  # the root of 0 has no gradient
         return (norm - 1).square().mean()
@@ -102,6 +104,8 @@ class WGANGP(GAN):
         clip: Norm to which gradients are clipped; 0: not at all.
         init_from: Weights to start from, see `start_from`.
     """
+
+    needs_float32 = "the penalty is on unrounded gradients"
 
     def __init__(
         self,
@@ -131,7 +135,7 @@ class WGANGP(GAN):
         return {"loss_critic": loss, "wasserstein": wasserstein, "gradient_penalty": penalty}
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        return {"loss_generator": -self.discriminator(fake).float().mean()}
+        return {"loss_generator": -at_least_float32(self.discriminator(fake)).mean()}
 
     def configure_optimizers(self) -> Any:
         networks = (self.generator, self.discriminator)

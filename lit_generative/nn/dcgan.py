@@ -41,7 +41,7 @@ class DCGANGenerator(nn.Module):
         super().__init__()
         bottom, doublings = _stages(image_shape)
         channels = [width * 2**i for i in reversed(range(doublings))]
-        layers: list[nn.Module] = [nn.Unflatten(1, (latent, 1, 1))]
+        layers: list[nn.Module] = [nn.Unflatten(1, (int(latent), 1, 1))]
         layers += [nn.ConvTranspose2d(latent, channels[0], bottom, bias=False)]  # (B, channels[0], bottom, bottom)
         for i, o in zip(channels, [*channels[1:], image_shape[0]], strict=True):
             layers += [nn.BatchNorm2d(i), nn.ReLU(), nn.ConvTranspose2d(i, o, 4, 2, 1, bias=i == width)]
@@ -94,7 +94,7 @@ class PixelShuffleGenerator(nn.Module):
             nn.Linear(8 * width, width * 49),
             nn.BatchNorm1d(width * 49),
             nn.ReLU(),
-            nn.Unflatten(1, (width, 7, 7)),
+            nn.Unflatten(1, (int(width), 7, 7)),
             nn.PixelShuffle(2),  # (B, width / 4, 14, 14)
             nn.Conv2d(width // 4, width // 2, 3, padding=1),
             nn.BatchNorm2d(width // 2),

@@ -1,0 +1,77 @@
+"""The types of numbers: what must be exact, where that can be kept, and what a network takes."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lit_generative.errors import UserError
+
+
+@functools.cache
+def exact_device(device: torch.device) -> torch.device:
+    """Where float64 is kept for what lies on ``device``: there, or on the CPU if it has none, as a Mac's GPU."""
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):  # of MPS, and of others without float64
+        return torch.device("cpu")
+    return device
+
+
+def exact(x: Tensor) -> Tensor:
+    """``x`` in float64, on its own device or on the CPU, see `exact_device`."""
+    return x.to(exact_device(x.device)).to(torch.float64)  # in two steps: MPS converts before it copies
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision up to float32, where sums over pixels and exponentials need it; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def for_weights(x: Tensor, network: nn.Module) -> Tensor:
+    """``x`` in the dtype of a network's weights, if it has any."""
+    return x.to(next((p.dtype for p in network.parameters()), x.dtype))
+
+
+Move = Callable[[Tensor], Tensor]
+
+
+def device_only(move: Move, now: torch.device) -> Move:
+    """What float64 tensors on ``now`` do where ``Module._apply`` is given ``move``: their dtype stays.
+
+    They follow to the new device, or to the CPU, see `exact_device`.
+    """
+    device = exact_device(move(torch.zeros((), device=now)).device)
+    return lambda x: x.to(device)
+
+
+class AnyPrecision(LightningModule):
+    """A model that runs in the Trainer's ``precision``, or says which other to choose."""
+
+    needs_float32: str = ""  # why half precision throughout would not do; empty: it does
+
+    def noise(self, *shape: int) -> Tensor:
+        """Draws of N(0, I) of this shape, on the model's device and in the dtype of its weights."""
+        return torch.randn(shape, dtype=next(self.parameters()).dtype, device=self.device)
+
+    def require_precision(self) -> None:
+        """Raise a ValueError if this run's precision is none for the model or its device."""
+        if self.trainer.precision == "64-true":
+            device = self.trainer.strategy.root_device
+            if exact_device(device) != device:
+                raise UserError(f"there is no float64 on {device.type}: choose --trainer.precision 32-true")
+        if self.needs_float32:
+            self.require_float32(self.needs_float32)
+
+    def require_float32(self, why: str, instead_of: Sequence[str] = ("16-true", "bf16-true")) -> None:
+        """Raise a ValueError if this run keeps numbers in half precision throughout."""
+        if self.trainer.precision in instead_of:
+            raise UserError(f"{type(self).__name__} cannot run in {self.trainer.precision}: {why}; choose bf16-mixed")
+
+    def _apply_batch_transfer_handler(self, batch: Any, *args: Any, **options: Any) -> Any:
+        # Lightning converts a batch before the data's hooks, which make floats of uint8
+        batch = super()._apply_batch_transfer_handler(batch, *args, **options)
+        return batch if self._trainer is None else self.trainer.precision_plugin.convert_input(batch)
