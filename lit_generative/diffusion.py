@@ -2,8 +2,8 @@ r"""Gaussian diffusion as pure functions: noise schedules and samplers.
 
     q(x_t|x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I),   t = 0..T,  alpha_bar_0 = 1
 
-t runs from 1 to T as in Ho et al. (2020), and t = 0 is data. Everything is written for two times s < t, neighbours or
-not. A ``denoise(x_t, t)`` estimates E[x_0|x_t] ``(B, ...)`` of noisy data ``(B, ...)`` at times ``(B,)`` int64.
+t runs from 1 to T as in Ho et al. (2020); t = 0 is data. All is written for any two times s < t. A ``denoise(x_t, t)``
+estimates E[x_0|x_t] ``(B, ...)`` of noisy data ``(B, ...)`` at times ``(B,)`` int64.
 """
 
 import math
@@ -19,8 +19,6 @@ from lit_generative.precision import Move, device_only
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 Watcher = Callable[[int, Tensor, Tensor], None]  # of t, x_t and the estimate of x_0, in every step of a sampler
-
-# -- schedules -------------------------------------------------------------------------------------
 
 
 class Schedule(nn.Module):

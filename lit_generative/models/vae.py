@@ -79,9 +79,8 @@ class VAE(GenerativeModel):
         if not hidden or not test_k or min(latent, *hidden, *test_k) < 1:
             raise UserError(f"latent, hidden and test_k must be positive, got {latent}, {hidden}, {test_k}")
         if min(kl_warmup, free_bits, decay_from) < 0 or decay_from > 1:
-            raise UserError(
-                f"kl_warmup, free_bits start at 0, decay_from is in [0, 1]; got {kl_warmup}, {free_bits}, {decay_from}"
-            )
+            given = f"{kl_warmup}, {free_bits}, {decay_from}"
+            raise UserError(f"kl_warmup, free_bits must be >= 0 and decay_from in [0, 1], got {given}")
         self.save_hyperparameters(ignore=["init_from"])
         self.image_shape, self.latent, self.dims = image_shape, latent, math.prod(image_shape)
         self.lr, self.decay_from, self.kl_warmup, self.free_bits = lr, decay_from, kl_warmup, free_bits
