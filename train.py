@@ -15,7 +15,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -250,17 +250,10 @@ class CLI(LightningCLI):
                 folder, name = run.parent, self.subcommand
         if saves:
             config.checkpoint.settle(self.model, self.datamodule, config.trainer.limit_val_batches != 0)
-        steps = 0
-        if self.version is not None and self.checkpoint is not None:
-            steps = self.checkpoint["global_step"]
-            config_file = unused(folder / name / f"version_{self.version}" / f"config_from_step{steps}.yaml")
-            self.save_config_kwargs = {"config_filename": config_file.name}  # beside the first
-        others = as_list(config.trainer.logger)
-        curves = config.trainer.logger is not False
-        kwargs["logger"] = [RunLogger(folder, name, self.version, steps, curves), *others]
-        for logger in others:
-            if isinstance(logger, WandbLogger):
-                start_wandb(logger)
+        if config.trainer.barebones:
+            self.save_config_callback = None  # there is no folder for it
+        else:
+            kwargs["logger"] = self._loggers(config, folder, name)
         plugins = as_list(config.trainer.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(WholeCheckpoints())
@@ -284,6 +277,18 @@ class CLI(LightningCLI):
             # behind the best, whose own save_last writes only when there is a better one
             trainer.callbacks.append(LastCheckpoint(config.save_every))  # type: ignore[attr-defined]
         return trainer
+
+    def _loggers(self, config: Namespace, folder: Path, name: str) -> list[Logger]:
+        steps = 0
+        if self.version is not None and self.checkpoint is not None:
+            steps = self.checkpoint["global_step"]
+            config_file = unused(folder / name / f"version_{self.version}" / f"config_from_step{steps}.yaml")
+            self.save_config_kwargs = {"config_filename": config_file.name}  # beside the first
+        others = as_list(config.trainer.logger)
+        for logger in others:
+            if isinstance(logger, WandbLogger):
+                start_wandb(logger)
+        return [RunLogger(folder, name, self.version, steps, curves=config.trainer.logger is not False), *others]
 
 
 PICTURES = (SampleGrid, ReconstructionGrid, TranslationGrid)
