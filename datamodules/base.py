@@ -1,6 +1,5 @@
 """What all data sets of images share; each is a small file that says where its files lie and how to read them."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -16,7 +15,7 @@ from lit_generative.images import from_uint8
 from lit_generative.plain import PlainArguments
 
 
-class ImageData(PlainArguments, StoredFiles, ABC):
+class ImageData(PlainArguments, StoredFiles):
     """Images in memory, as batches ``(x, c)``.
 
     x is float32 ``(B, C, H, W)`` in [0, 1], exactly k/255; c is int64 ``(B,)`` in 0..num_classes-1. Loaders yield uint8
@@ -42,10 +41,6 @@ class ImageData(PlainArguments, StoredFiles, ABC):
     """
 
     # The facts of a data set, given by its class:
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int, int]: ...  # (C, H, W) as stored
-
     num_classes: ClassVar[int] = 10
     val_share: ClassVar[int] = 6  # one training image in this many is for validation, by default
     stored_depends_on: ClassVar[tuple[str, ...]] = ()  # options, beside the folder, that `stored` depends on

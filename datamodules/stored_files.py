@@ -1,6 +1,7 @@
 """Where the files of a data set lie, and how they come there."""
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -13,8 +14,12 @@ from datamodules.files import DataError, download, find
 Split = Literal["train", "test"]
 
 
-class StoredFiles(LightningDataModule):
+class StoredFiles(LightningDataModule, ABC):
     """The part of `ImageData` that finds, fetches and reads files; it has the options ``download`` and ``bundled``."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]: ...  # (C, H, W) as stored
 
     name: str  # the class's
     download: bool

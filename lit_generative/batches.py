@@ -167,7 +167,7 @@ class TakesBatches(LightningModule):
 
     def require_range(self, x: Tensor, what: str = "images") -> None:
         """Raise a ValueError if ``x`` is not in [0, 1], up to rounding, or not finite. Waits for the device."""
-        low, high = torch.stack([x.min(), x.max()]).tolist()
+        low, high = float(x.min()), float(x.max())
         rounding = max(1e-4, 2 * torch.finfo(x.dtype).eps)
         if -rounding <= low and high <= 1 + rounding:
             return

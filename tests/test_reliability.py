@@ -363,6 +363,7 @@ def test_damaged_recipes_end_in_a_line_or_run(data_dir, tmp_path, monkeypatch, c
                 {name: value for name, value in vars(self).items() if "parser" in name or "subcommand" in name}
             )
         vars(self).update(parsers)
+        self._parser("fit").add_instantiator(self._build, object, prepend=True)  # this object's
 
     monkeypatch.setattr(train.CLI, "setup_parser", setup_parser)
     recipe = (Path(train.__file__).parent / "configs" / "vae_mnist.yaml").read_bytes()
