@@ -85,9 +85,10 @@ def classes_first(args: list[str]) -> list[str]:
     return [*first["--config"], *first["--model"], *first["--data"], *rest]
 
 
-def plain(value: Any) -> Any:
-    """A tuple as a list, as configurations have it."""
-    return list(value) if isinstance(value, tuple) else value
+def same(a: Any, b: Any) -> bool:
+    """Whether two arguments are equal; a tuple equals the list that a configuration has in its place."""
+    a, b = (list(value) if isinstance(value, tuple) else value for value in (a, b))
+    return bool(a == b)
 
 
 def as_list(value: Any) -> list[Any]:
