@@ -44,7 +44,7 @@ def require_values(cls: type, arguments: Mapping[str, Any]) -> None:
         types |= getattr(vars(parent).get("__init__"), "__annotations__", {})
     for name, value in arguments.items():
         if value is None and name in types and types[name] is not Any and NoneType not in get_args(types[name]):
-            raise UserError(f"{cls.__name__}: {name} is null, which is no value of it")
+            raise UserError(f"{cls.__name__}: {name} is null, but needs a value")
 
 
 def option(args: list[str], flag: str) -> str | None:

@@ -57,7 +57,7 @@ class AnyPrecision(LightningModule):
         return torch.randn(shape, dtype=next(self.parameters()).dtype, device=self.device)
 
     def require_precision(self) -> None:
-        """Raise a ValueError if this run's precision is none for the model or its device."""
+        """Raise a ValueError if this run's precision does not suit the model or its device."""
         if self.trainer.precision == "64-true":
             device = self.trainer.strategy.root_device
             if exact_device(device) != device:
