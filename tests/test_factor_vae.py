@@ -164,7 +164,7 @@ def test_averages_are_kept_of_encoder_and_decoder(data_dir, tmp_path):
 
     fit(("encoder", "decoder"))
     load_model(tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match=r"FactorVAE has no network generator; choose from encoder, decoder, discriminator$"):
+    with pytest.raises(ValueError, match=r"no network generator; choose from encoder, decoder, discriminator$"):
         fit(("generator",))
 
 
