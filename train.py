@@ -40,8 +40,8 @@ from lit_generative.arguments import (
     named,
     narrow_trainer_types,
     option,
-    plain,
     require_values,
+    same,
 )
 from lit_generative.best_checkpoint import DEFAULT_MONITOR, BestModelCheckpoint
 from lit_generative.checkpoints import (
@@ -166,7 +166,7 @@ class CLI(LightningCLI):
                 f"{key} {now[key]}, before {value}"
                 for key, value in before.items()
                 # what was borrowed from a file is described in the checkpoint
-                if key in now and not isinstance(value, dict) and plain(now[key]) != plain(value)
+                if key in now and not isinstance(value, dict) and not same(now[key], value)
             ]
             if changed:
                 rank_zero_warn(f"the run goes on with other arguments of its model: {'; '.join(changed)}")
@@ -187,7 +187,7 @@ class CLI(LightningCLI):
         changed += [
             f"{key}={value}"
             for key, value in before["init_args"].items()
-            if key in now["init_args"] and key not in FREE and plain(now["init_args"][key]) != plain(value)
+            if key in now["init_args"] and key not in FREE and not same(now["init_args"][key], value)
         ]
         if changed:
             raise UserError(

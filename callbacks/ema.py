@@ -44,7 +44,7 @@ class EMA(Callback):
         torch._foreach_lerp_(averages, weights, 1 - self._decay)  # n is on the device: asking for it would wait
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        own = [name for name, _ in pl_module.named_children()]
+        own = [name for name, part in pl_module.named_children() if any(True for _ in part.parameters())]
         if missing := [name for name in self.networks if name not in own]:
             raise UserError(
                 f"EMA: {type(pl_module).__name__} has no network {', '.join(missing)}; choose from {', '.join(own)}"

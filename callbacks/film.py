@@ -10,7 +10,7 @@ from lit_generative.errors import UserError
 class Film(Callback):
     """Join the pictures ``images/<name>_epoch*.png`` of a run into ``images/<name>.gif`` when training ends.
 
-    A resumed run has a folder, and so a film, of its own.
+    A run that `--resume` went on with has one film of all its parts.
 
     Args:
         name: Kind of the pictures; those of `SampleGrid`, which are drawn from the same noise every time, by default.

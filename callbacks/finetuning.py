@@ -42,8 +42,10 @@ class Finetuning(BaseFinetuning):
             return
         for pattern in (*self.patterns, *self.unfreeze_at, *self.lr_factors):
             if not any(_named(pl_module, pattern)):
-                top = ", ".join(name for name, _ in pl_module.named_children())
-                raise UserError(f"Finetuning: {type(pl_module).__name__} has no {pattern}; it begins with {top}")
+                top = [name for name, part in pl_module.named_children() if any(True for _ in part.parameters())]
+                raise UserError(
+                    f"Finetuning: {type(pl_module).__name__} has no {pattern}; it begins with {', '.join(top)}"
+                )
         if self.unfreeze_at and trainer.world_size > 1:
             # DDP looks once at what learns, and would leave what is freed later to each process
             raise UserError("Finetuning: what is unfrozen later cannot be shared by processes: run in one")

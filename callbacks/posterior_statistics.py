@@ -29,7 +29,13 @@ class PosteriorStatistics(EveryBatch):
         seed: Of the choice of images and the draws.
     """
 
-    logged = ("mutual_information", "total_correlation", "dimension_wise_kl", "active_units")
+    logged = (
+        "mutual_information",
+        "total_correlation",
+        "dimension_wise_kl",
+        "total_correlation_bound",
+        "active_units",
+    )
 
     def __init__(self, num_images: int = 1000, every_n_epochs: int = 1, seed: int = 0) -> None:
         if num_images < 2 or every_n_epochs < 0:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from callbacks._lines import numbers, place, total_steps
 from callbacks._screen import Bar, Lines, Pace, screen
+from lit_generative.progress import progress
 from lit_generative.train_log import TrainLog
 
 
@@ -48,7 +49,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._losses = None, ""
-        self._begin(place(trainer), total_steps(trainer), trainer.global_step)
+        self._begin(place(trainer), 1.0 if _has_end(trainer) else math.inf, _done(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._screen is not None:
@@ -60,7 +61,7 @@ class Progress(ProgressBar):
         if self._screen is None:
             return
         self._pace.batches += 1
-        if not self._screen.is_due(trainer.global_step / self._pace.total):
+        if not self._screen.is_due(_done(trainer)):
             return
         latest = pl_module.latest_losses() if isinstance(pl_module, TrainLog) else trainer.progress_bar_metrics
         if latest is not self._losses[0]:  # reading the same again would wait for the device again
@@ -68,7 +69,7 @@ class Progress(ProgressBar):
             self._losses = latest, "  ".join(numbers({_short(name): float(latest[name]) for name in names}))
         limits = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
         left = min((limit for limit in limits if limit is not None), default=math.inf)
-        speed = self._pace.words(trainer.global_step, _images(batch) * trainer.world_size, left)
+        speed = self._pace.words(_done(trainer), _images(batch) * trainer.world_size, left)
         self._screen.show(place(trainer), _share(trainer), f"{self._losses[1]}  {speed}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,7 +105,7 @@ class Progress(ProgressBar):
         self._seen += 1
         self._pace.batches += 1
         fits = trainer.state.fn == TrainerFn.FITTING
-        if not self._screen.is_due((trainer.global_step if fits else self._seen) / self._pace.total):
+        if not self._screen.is_due(_done(trainer) if fits else self._seen / self._batches):
             return
         total = f"{self._batches:,}"
         words = f"{self._seen:>{len(total)},}/{total}"
@@ -128,11 +129,19 @@ class Progress(ProgressBar):
     on_predict_end = on_test_end
 
 
+def _has_end(trainer: Trainer) -> bool:
+    return math.isfinite(total_steps(trainer))
+
+
+def _done(trainer: Trainer) -> float:
+    """What is done of the run, also of one that went on with other steps; 0 if it has no end."""
+    return progress(trainer) if _has_end(trainer) else 0.0
+
+
 def _share(trainer: Trainer) -> float:
     """What is done of the run, or, if that has no end, of the epoch."""
-    total = total_steps(trainer)
-    if math.isfinite(total):
-        return trainer.global_step / total
+    if _has_end(trainer):
+        return _done(trainer)
     return (trainer.fit_loop.epoch_loop.batch_idx + 1) / trainer.num_training_batches
 
 

@@ -18,6 +18,7 @@ from lit_generative.protocols import Translates, require
 from lit_generative.segmentation import confusion, label_scores, nearest_colour
 
 ALEXNET = "alexnet-owt-7be5be79.pth"  # as torchvision names it
+OF_LABELS = ("pixel_accuracy", "class_accuracy", "class_iou")
 
 
 class TranslationScores(EveryBatch):
@@ -34,9 +35,6 @@ class TranslationScores(EveryBatch):
         every_n_epochs: In validation; 0: in test only.
         seed: Of the noise.
     """
-
-    _of_labels = ("pixel_accuracy", "class_accuracy", "class_iou")
-    logged = ("l1", "psnr", "ssim", "lpips", *_of_labels, *(f"real_{name}" for name in _of_labels))
 
     def __init__(
         self, segmentation: nn.Module | None = None, lpips: bool | None = None, every_n_epochs: int = 1, seed: int = 0
@@ -75,6 +73,9 @@ class TranslationScores(EveryBatch):
                 self._perceptual = LearnedPerceptualImagePatchSimilarity("alex", reduction="none", normalize=True)
             except (OSError, RuntimeError, ModuleNotFoundError) as error:
                 rank_zero_info(f"no LPIPS: its weights are not at hand ({error})")
+        self._of_images = ("l1", "psnr", "ssim", *["lpips"] * (self._perceptual is not None))
+        judged = ("",) if self._labels == "target" else ("", "real_") if self.segmentation is not None else ()
+        self.logged = (*self._of_images, *(f"{of}{name}" for of in judged for name in OF_LABELS))
 
     def keep(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
         made, x = from_uint8(to_uint8(model.translate(c))), from_uint8(to_uint8(x))  # half precision rounds levels
@@ -110,9 +111,8 @@ class TranslationScores(EveryBatch):
         return found["out"] if isinstance(found, Mapping) else found  # torchvision's give them among others
 
     def finish(self, trainer: Trainer, pl_module: Any, stage: str, rows: Tensor) -> None:
-        names = ["l1", "psnr", "ssim", *(["lpips"] if self._perceptual is not None else [])]
-        metrics = dict(zip(names, rows.mean(0).tolist(), strict=False))
-        rest = rows[:, len(names) :].sum(0)
+        metrics = dict(zip(self._of_images, rows.mean(0).tolist(), strict=False))
+        rest = rows[:, len(self._of_images) :].sum(0)
         if len(rest):
             classes = len(self._data.palette)
             for prefix, table in zip(("", "real_"), rest.view(-1, classes, classes), strict=False):

@@ -46,7 +46,7 @@ class Pictures(PlainArguments, LightningDataModule):
         broken = []
         for path in self.paths:
             try:
-                with Image.open(path, formats=formats()):  # its header; what is wrong further on is found in its turn
+                with Image.open(path, formats=formats()):  # its header; the rest is checked when it is read
                     pass
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 broken.append(path.name)

@@ -44,7 +44,7 @@ def require_values(cls: type, arguments: Mapping[str, Any]) -> None:
         types |= getattr(vars(parent).get("__init__"), "__annotations__", {})
     for name, value in arguments.items():
         if value is None and name in types and types[name] is not Any and NoneType not in get_args(types[name]):
-            raise UserError(f"{cls.__name__}: {name} is null, which is no value of it")
+            raise UserError(f"{cls.__name__}: {name} is null, but needs a value")
 
 
 def option(args: list[str], flag: str) -> str | None:
@@ -85,9 +85,10 @@ def classes_first(args: list[str]) -> list[str]:
     return [*first["--config"], *first["--model"], *first["--data"], *rest]
 
 
-def plain(value: Any) -> Any:
-    """A tuple as a list, as configurations have it."""
-    return list(value) if isinstance(value, tuple) else value
+def same(a: Any, b: Any) -> bool:
+    """Whether two arguments are equal; a tuple equals the list that a configuration has in its place."""
+    a, b = (list(value) if isinstance(value, tuple) else value for value in (a, b))
+    return bool(a == b)
 
 
 def as_list(value: Any) -> list[Any]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -129,7 +130,10 @@ class TakesBatches(LightningModule):
             raise UserError(f"{self._place()}: the batch is empty")
         if first:
             if self.trainer.training and len(x) < self.smallest_batch:
-                raise UserError(f"{self._place()} needs {self.smallest_batch} images or more in a batch, got {len(x)}")
+                raise UserError(
+                    f"{self._place()} needs {self.smallest_batch} images or more in a batch, got {len(x)}: raise the "
+                    "loader's batch_size"
+                )
             self.require_range(x)
             self.require_levels(x)
         return x.to(self.dtype), self.take_condition(c, x, first)
@@ -204,3 +208,31 @@ class TakesBatches(LightningModule):
         """The model, and in a run the stage, for messages."""
         stage = None if self._trainer is None else self._trainer.state.stage
         return type(self).__name__ if stage is None else f"{type(self).__name__} ({stage.value} batch)"
+
+
+def require_batches(trainer: Trainer) -> None:
+    """Raise an error if a stage has no batches, which Lightning passes over.
+
+    A limit of 0 asks for none, and so does a training without a loader for validation. A loader that does not know its
+    length shows only when the stage is over that it had nothing.
+
+    Raises:
+        ValueError: A set is empty; the message says which.
+    """
+    stages: dict[Any, tuple[str, Any, Any]] = {
+        TrainerFn.VALIDATING: ("validation", trainer.limit_val_batches, trainer.validate_loop),
+        TrainerFn.TESTING: ("test", trainer.limit_test_batches, trainer.test_loop),
+        TrainerFn.PREDICTING: ("prediction", trainer.limit_predict_batches, trainer.predict_loop),
+    }
+    if trainer.state.fn == TrainerFn.FITTING:
+        batches = {"training": (trainer.limit_train_batches, trainer.num_training_batches)}
+        if trainer.val_dataloaders not in (None, []):
+            batches["validation"] = trainer.limit_val_batches, sum(trainer.num_val_batches)
+    else:
+        name, limit, loop = stages[trainer.state.fn]
+        batches = {name: (limit, sum(loop.max_batches) and loop.batch_progress.current.ready)}
+    data = getattr(trainer, "datamodule", None)
+    for name, (limit, count) in batches.items():
+        if count == 0 and limit != 0:
+            source = "the loader" if data is None else type(data).__name__
+            raise UserError(f"{source} gives no images for {name}: that set is empty")

@@ -66,6 +66,12 @@ class BestModelCheckpoint(ModelCheckpoint):
         folder = os.path.join(self.dirpath, "") if self.dirpath else ""
         return folder + path.removeprefix(folder).replace("/", "_")  # of metrics' names: no folders
 
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
+        """Lightning's, but silent where a run ends before its first validation: there is nothing to choose by yet."""
+        validated = trainer.fit_loop.epoch_loop.val_loop._has_run
+        if validated or not (self.monitor or "").startswith("val/"):
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """With ``save_on_exception``: beside the best, and not in its place."""
         name, self.filename = self.filename, "exception"

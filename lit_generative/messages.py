@@ -42,6 +42,8 @@ IGNORED = (
     "Found .* in eval mode at the start of training",
     # OnExceptionCheckpoint: Lightning looks for its file, and the heading names what was loaded
     "`.fit.ckpt_path=None.` was called without a model",
+    # a run that begins with --ckpt_path has a folder of its own, and chooses its best anew
+    "The dirpath has changed from",
     # val_size 0
     "Total length of `list` across ranks is zero",
 )

@@ -16,11 +16,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lit_generative.batches import TakesBatches
+from lit_generative.batches import TakesBatches, require_batches
 from lit_generative.errors import UserError, UserTypeError
 from lit_generative.plain import PlainArguments, plain
 from lit_generative.precision import AnyPrecision
-from lit_generative.progress import begin_next_epoch, count_epochs, progress, require_batches, resume_learning_rates
+from lit_generative.progress import begin_next_epoch, count_epochs, progress, resume_learning_rates
 from lit_generative.randomness import mixed_seed, rng_states, set_rng_states
 from lit_generative.train_log import TrainLog
 

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -58,7 +57,7 @@ class AnyPrecision(LightningModule):
         return torch.randn(shape, dtype=next(self.parameters()).dtype, device=self.device)
 
     def require_precision(self) -> None:
-        """Raise a ValueError if this run's precision is none for the model or its device."""
+        """Raise a ValueError if this run's precision does not suit the model or its device."""
         if self.trainer.precision == "64-true":
             device = self.trainer.strategy.root_device
             if exact_device(device) != device:
@@ -70,8 +69,3 @@ class AnyPrecision(LightningModule):
         """Raise a ValueError if this run keeps numbers in half precision throughout."""
         if self.trainer.precision in instead_of:
             raise UserError(f"{type(self).__name__} cannot run in {self.trainer.precision}: {why}; choose bf16-mixed")
-
-    def _apply_batch_transfer_handler(self, batch: Any, *args: Any, **options: Any) -> Any:
-        # Lightning converts a batch before the data's hooks, which make floats of uint8
-        batch = super()._apply_batch_transfer_handler(batch, *args, **options)
-        return batch if self._trainer is None else self.trainer.precision_plugin.convert_input(batch)

@@ -3,8 +3,6 @@
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_generative.errors import UserError
@@ -100,31 +98,3 @@ def begin_next_epoch(trainer: Trainer) -> None:
     if loop.restarting and epochs.ready == epochs.completed:
         loop._restarting = False  # its setter says no
         loop.epoch_loop.restarting = False
-
-
-def require_batches(trainer: Trainer) -> None:
-    """Raise an error if a stage has no batches, which Lightning passes over.
-
-    A limit of 0 asks for none, and so does a training without a loader for validation. A loader that does not know its
-    length shows only when the stage is over that it had nothing.
-
-    Raises:
-        MisconfigurationException: A set is empty; the message says which.
-    """
-    stages: dict[Any, tuple[str, Any, Any]] = {
-        TrainerFn.VALIDATING: ("validation", trainer.limit_val_batches, trainer.validate_loop),
-        TrainerFn.TESTING: ("test", trainer.limit_test_batches, trainer.test_loop),
-        TrainerFn.PREDICTING: ("prediction", trainer.limit_predict_batches, trainer.predict_loop),
-    }
-    if trainer.state.fn == TrainerFn.FITTING:
-        batches = {"training": (trainer.limit_train_batches, trainer.num_training_batches)}
-        if trainer.val_dataloaders not in (None, []):
-            batches["validation"] = trainer.limit_val_batches, sum(trainer.num_val_batches)
-    else:
-        name, limit, loop = stages[trainer.state.fn]
-        batches = {name: (limit, sum(loop.max_batches) and loop.batch_progress.current.ready)}
-    data = getattr(trainer, "datamodule", None)
-    for name, (limit, count) in batches.items():
-        if count == 0 and limit != 0:
-            source = "the loader" if data is None else type(data).__name__
-            raise MisconfigurationException(f"{source} gives no images for {name}: that set is empty")

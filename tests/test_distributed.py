@@ -87,7 +87,7 @@ def test_a_killed_process_ends_the_job_with_its_reason(data_dir, tmp_path):
     """Started as a user does: the first process starts the second."""
     command = [sys.executable, TESTS / "killed_run.py", "rank", "3", *TWO]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | on(str(data_dir)), capture_output=True, text=True,
-                          timeout=120)  # fmt: skip
+                          timeout=60 + 30)  # fmt: skip  # a minute, beside the time to start
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert re.search(
         "error: another process of this run has ended: .* was killed|terminated with code -9", done.stderr

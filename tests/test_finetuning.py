@@ -89,5 +89,5 @@ def test_what_cannot_be_is_said_before_the_start(data, tmp_path):
         trainer(tmp_path, callbacks=[everything], max_epochs=1, logger=False).fit(
             DCGAN(width=4, latent=4), datamodule=data
         )
-    with pytest.raises(ValueError, match="VAE has no backbone; it begins with encoder, decoder"):
+    with pytest.raises(ValueError, match=r"VAE has no backbone; it begins with encoder, decoder$"):
         trainer(tmp_path, callbacks=[Finetuning(["backbone"])], max_epochs=1).fit(VAE(**SMALL), datamodule=data)

@@ -38,6 +38,7 @@ ALLOWED = {  # package -> what it may import of ours
         "lit_generative.ood",
         "lit_generative.sampling",
         "lit_generative.train_log",
+        "lit_generative.progress",
         "lit_generative.runs",
         "lit_generative.best_checkpoint",
         "lit_generative.checkpoints",

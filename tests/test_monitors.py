@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from stubs import Quarters, Sampler, trainer
 
 import train
-from callbacks import FID, CheckMonitors, PosteriorStatistics
+from callbacks import FID, CheckMonitors, PosteriorStatistics, ReconstructionFID
 from datamodules import FashionMNIST
 from lit_generative.models.vae import VAE
 
@@ -57,6 +57,19 @@ def test_a_distance_is_known_by_its_extractor(data, tmp_path):
     fid = FID(Quarters(), num_samples=8, batch_size=8, cache_dir=str(tmp_path), every_n_epochs=0)
     with pytest.raises(ValueError, match="follows val/fid_inception, but nothing in this run logs it"):
         fit(Sampler(), data, tmp_path, fid, ModelCheckpoint(tmp_path / "other", monitor="val/fid_inception"))
+
+
+def test_callbacks_say_all_that_they_log_in_validation(data, tmp_path):
+    options = {"cache_dir": str(tmp_path), "every_n_epochs": 1}
+    watching = (PosteriorStatistics(num_images=8), FID(Quarters(), num_samples=8, **options),
+                ReconstructionFID(Quarters(), **options))  # fmt: skip
+
+    def names(*callbacks):
+        run = fit(VAE(hidden=(8,), latent=2), data, tmp_path / str(len(callbacks)), *callbacks)
+        return {name for name in run.callback_metrics if name.startswith("val/")}
+
+    of_callbacks = names(*watching) - names()
+    assert len(of_callbacks) == 7 and {f"val/{name}" for one in watching for name in one.logged} == of_callbacks
 
 
 def test_early_stopping_waits_for_no_number_that_never_comes(data, tmp_path):

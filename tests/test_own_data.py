@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from stubs import Density, trainer
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -17,6 +16,7 @@ from callbacks import OODScores
 from callbacks._other_sets import other_sets
 from datamodules import MNIST, DataError, FashionMNIST, ImageFolder
 from lit_generative.checkpoints import CheckpointError, find_class, import_classes
+from lit_generative.errors import UserError
 from lit_generative.models.vae import VAE
 
 OWN = """
@@ -82,7 +82,7 @@ EMPTY = {"no images": lambda: images(0), "no loader": lambda: [], "an end at onc
 def test_a_stage_without_images_is_an_error(stage, name, empty, tmp_path):
     model, runs = VAE(hidden=(4,), latent=2), trainer(tmp_path, logger=False)
     getattr(runs, stage)(model, images(4))
-    with pytest.raises(MisconfigurationException, match=f"the loader gives no images for {name}: that set is empty"):
+    with pytest.raises(UserError, match=f"the loader gives no images for {name}: that set is empty"):
         getattr(runs, stage)(model, empty())
     limited = trainer(tmp_path, logger=False, limit_val_batches=0, limit_test_batches=0, limit_predict_batches=0)
     getattr(limited, stage)(model, images(4))  # none asked for
@@ -92,7 +92,7 @@ def test_a_stage_without_images_is_an_error(stage, name, empty, tmp_path):
 def test_a_training_without_images_or_with_an_empty_validation_is_an_error(tmp_path):
     model, options = VAE(hidden=(4,), latent=2), {"logger": False, "max_epochs": 1}
     for loaders, name in (((images(0), images(4)), "training"), ((images(4), images(0)), "validation")):
-        with pytest.raises(MisconfigurationException, match=f"no images for {name}"):
+        with pytest.raises(UserError, match=f"no images for {name}"):
             trainer(tmp_path, **options).fit(model, *loaders)
     trainer(tmp_path, **options).fit(model, images(4))  # without validation, by choice
 

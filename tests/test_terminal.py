@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import WarningCache
 from stubs import Stub, trainer
 
 import train
@@ -155,8 +156,22 @@ def test_a_run_that_goes_on_within_an_epoch_begins_there(run, monkeypatch):
     out, err = run(*FIT, *TINY, "--resume")
     assert err == [f"going on from {LAST}, step 3"]
     assert [line.split() for line in out if line.startswith("weights of")] == [["weights", "of", LAST]]
-    assert begun == [(3, 0), (10, 3)]
+    assert begun == [(1, 0), (1, pytest.approx(0.3))]
     assert shares(out) == [*range(40, 101, 10)] and len([line for line in out if "  val  " in line]) == 2
+
+
+def test_a_run_that_goes_on_with_larger_batches_is_as_far_as_its_epochs(run):
+    run(*FIT, *TINY)
+    out, _ = run(*FIT, *TINY, "--data.batch_size=40", "--trainer.max_epochs=4", "--resume")
+    assert shares(out) == [62, 75, 88, 100]  # its 10 steps until then are more than four epochs now have
+
+
+def test_short_runs_and_runs_from_a_checkpoint_have_nothing_to_warn_of(run, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.callbacks.model_checkpoint.warning_cache", WarningCache())
+    out, err = run(*FIT, *TINY, "--trainer.max_steps=2")
+    assert err == [] and out[-2] == f"last checkpoint  {LAST}" and "best" not in out[-3]
+    out, err = run(*FIT, *TINY, f"--ckpt_path={LAST}")
+    assert err == [] and out[-3] == f"best checkpoint  {LAST.replace('last', 'best').replace('_0', '_1')}"
 
 
 def test_without_a_bar_the_other_lines_stay(run):

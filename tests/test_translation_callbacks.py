@@ -124,6 +124,17 @@ def test_a_network_judges_translations_of_labels_and_the_real_photos(data, tmp_p
         fit.test(Black(), datamodule=data(direction="photo_to_labels"))
 
 
+@pytest.mark.parametrize(
+    "direction, network",
+    [("labels_to_photo", None), ("labels_to_photo", nn.Conv2d(3, 19, 1)), ("photo_to_labels", None)],
+)
+def test_what_may_be_chosen_by_is_what_is_logged(direction, network, data, tmp_path):
+    scores = TranslationScores(network, lpips=False)
+    run = trainer(tmp_path, callbacks=[scores])
+    (found,) = run.validate(Darker(), datamodule=data(direction=direction), verbose=False)
+    assert {name for name in found if name != "val/loss"} == {f"val/{name}" for name in scores.logged}
+
+
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_polegroups_do_not_count_as_poles(batch_size, data, tmp_path):
     """They have the colour of poles: a picture of nothing but poles is right where the ids say so, and nowhere else."""

@@ -159,11 +159,6 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
     def describe_test(self) -> str:
         return f"{super().describe_test()}; tc: the discriminator's estimate of the total correlation, one draw of z"
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and getattr(getattr(self.trainer, "datamodule", None), "batch_size", 2) < 2:
-            raise UserError("FactorVAE permutes latents over a batch: set --data.batch_size to 2 or more")
-
     def configure_optimizers(self) -> Any:
         # fused optimisers cannot be clipped in half precision
         vae = torch.optim.Adam(self.generator.parameters(), self.lr, fused=not self.clip)
