@@ -79,6 +79,7 @@ def quick_evaluation(folder):
     return folder / "evaluate.yaml"
 
 
+@pytest.mark.slow
 def test_one_command_evaluates_a_checkpoint(fitted, run, tmp_path, capsys):
     run("test", f"--ckpt_path={fitted}/checkpoints/best.ckpt", f"--config={quick_evaluation(tmp_path)}")
     out, folder = capsys.readouterr().out, fitted / "test" / "version_0"
@@ -357,6 +358,7 @@ def test_help_and_exit_codes(tmp_path):
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr and wrong.stderr.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_see_every_test_image_once(fitted, data_dir, tmp_path):
     """DDP over gloo."""
     args = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=8"]

@@ -127,6 +127,7 @@ def test_a_folder_of_safetensors_gives_the_model_back(model, tmp_path):
     assert torch.equal(*draws)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_networks_become_programs_that_give_the_same(model, tmp_path):
     written = export_programs(model.eval(), tmp_path)

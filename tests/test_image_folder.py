@@ -200,6 +200,7 @@ def anonymous_memory():
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="tells memory apart by Linux's own account")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_folder(tmp_path, monkeypatch):
     """An epoch of 30,000 images of 64x64x3, 369 MB, made from one small one."""
     one = save(tmp_path / "many" / "0.png")

@@ -20,6 +20,8 @@ from lit_generative.models.vae import VAE
 from lit_generative.runs import RunLogger, WholeCheckpoints, newest_checkpoint
 from lit_generative.whole_files import unused
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--model=VAE", "--model.hidden=[8]", "--model.latent=2", "--model.test_k=[2]", "--data=FashionMNIST",
         "--data.batch_size=16", "--data.val_size=16", "--trainer.log_every_n_steps=2", "--trainer.accelerator=cpu",
         "--trainer.callbacks=[]", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false",

@@ -17,6 +17,8 @@ import train
 from lit_generative.errors import UserError
 from lit_generative.models.vae import VAE
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--data=FashionMNIST", "--data.batch_size=16", "--trainer.accelerator=cpu", "--trainer.max_epochs=1",
         "--trainer.enable_progress_bar=false", "--trainer.limit_train_batches=2",
         "--trainer.limit_val_batches=1"]  # fmt: skip

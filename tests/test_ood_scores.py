@@ -16,6 +16,8 @@ from callbacks import OODScores, Report
 from datamodules import CIFAR10, KMNIST, MNIST, FashionMNIST, ImageFolder
 from lit_generative.models.vae import VAE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def data(data_dir):

@@ -24,6 +24,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
+pytestmark = pytest.mark.slow
+
 class {name}(LightningDataModule):
     def __init__(self, count: int = 8) -> None:
         super().__init__()

@@ -14,7 +14,10 @@ from lit_generative.models.vae import VAE
 from lit_generative.models.wgan import gradient_penalty
 from lit_generative.precision import exact, exact_device
 
-pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+]
 IN_BFLOAT16 = ("DCGAN", "WGAN", "Pix2Pix")  # the others have likelihoods or penalties that it would round
 
 

@@ -10,6 +10,7 @@ import callbacks
 from datamodules import KMNIST
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.* samples are fewer than the 128 features"),
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
 ]

@@ -32,6 +32,8 @@ from lit_generative.sampling import draw
 from lit_generative.statistics import read_reference
 from lit_generative.train_log import NonFiniteError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def data(data_dir):
@@ -193,7 +195,6 @@ def test_a_run_that_can_write_nowhere_does_not_start(data_dir, tmp_path, monkeyp
 # -- signals and clocks ----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_signals_leave_a_checkpoint(data_dir, tmp_path):
     done = attempt(tmp_path / "a", data_dir, "SIGTERM", 3, "--save_every=100")
     last = Path("runs", "killed", "version_0", "checkpoints", "last.ckpt")

@@ -19,7 +19,10 @@ from lit_generative.models.vae import VAE
 from lit_generative.models.wgan import WGANGP
 from lit_generative.runs import LastCheckpoint, RunLogger, WholeCheckpoints, newest_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
 
 BATCHES = 5  # of an epoch
 ARGS = ["fit", "--model=VAE", "--model.hidden=[8]", "--model.latent=2", "--data=FashionMNIST", "--data.batch_size=16",

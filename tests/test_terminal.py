@@ -25,6 +25,8 @@ from lit_generative.errors import UserError
 from lit_generative.messages import IGNORED, calm
 from lit_generative.models.vae import VAE
 
+pytestmark = pytest.mark.slow
+
 # five batches an epoch
 FIT = ["fit", "--data=FashionMNIST", "--data.batch_size=16", "--data.val_size=16", "--trainer.max_epochs=2",
        "--trainer.accelerator=cpu"]  # fmt: skip

@@ -10,6 +10,8 @@ from test_cli import ROOT, quick_evaluation
 
 import train
 
+pytestmark = pytest.mark.slow
+
 wandb = pytest.importorskip("wandb")
 
 
