@@ -26,6 +26,9 @@ IGNORED = (
     # Lightning 2.6 under torch >= 2.12, several times a run
     ".*treespec, LeafSpec",
     ".*all_gather is deprecated",
+    # names of jsonargparse that its newest releases replace: Lightning's, and ours while the older ones are supported
+    ".*was deprecated in v4",
+    "By default only one JsonargparseDeprecationWarning",
     # only training has a ModelCheckpoint, and only training needs its state
     ".*callbacks used to create the checkpoint need to be provided.*ModelCheckpoint",
     # a model that steps by itself is saved after its step, as is meant

@@ -18,7 +18,10 @@ from lit_generative.models.pix2pix import Pix2Pix
 from lit_generative.models.vae import VAE
 
 # parts that are borrowed do not learn
-pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training"),
+]
 
 
 class Classes(DDPM):

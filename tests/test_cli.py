@@ -251,6 +251,7 @@ def test_fragments_go_with_any_recipe(fragment, run, capsys):
     assert all(printed[key] == value or value["class_path"] in str(printed[key]) for key, value in wanted.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fragment", ["wandb", "tensorboard"])
 def test_loggers_are_added_and_two_runs_do_not_collide(fragment, run, tmp_path, monkeypatch):
     pytest.importorskip(fragment)
@@ -351,6 +352,7 @@ def script(*args):
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_help_and_exit_codes(tmp_path):
     help = processes.run(script, "--help", folder=tmp_path)
     assert help.returncode == 0 and "sample" in help.stdout

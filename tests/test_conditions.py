@@ -22,6 +22,8 @@ from lit_generative.models.realnvp import RealNVP
 from lit_generative.models.vae import VAE
 from lit_generative.randomness import forked_rng, mixed_seed
 
+pytestmark = pytest.mark.slow
+
 NONE = 10  # the label that a DDPM of ten classes takes for none
 
 

@@ -23,6 +23,8 @@ from callbacks import (
 from datamodules import FashionMNIST, Sprites
 from lit_generative.metrics import Gaussian, frechet_distance
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def data(data_dir):

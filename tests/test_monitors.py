@@ -11,6 +11,8 @@ from callbacks import FID, CheckMonitors, PosteriorStatistics, ReconstructionFID
 from datamodules import FashionMNIST
 from lit_generative.models.vae import VAE
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Path(train.__file__).parent / "configs" / "dcgan_fashion_mnist_28.yaml"
 
 

@@ -19,12 +19,13 @@ from lit_generative.checkpoints import CheckpointError, find_class, import_class
 from lit_generative.errors import UserError
 from lit_generative.models.vae import VAE
 
+pytestmark = pytest.mark.slow
+
 OWN = """
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
-pytestmark = pytest.mark.slow
 
 class {name}(LightningDataModule):
     def __init__(self, count: int = 8) -> None:

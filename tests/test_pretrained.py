@@ -17,6 +17,8 @@ from lit_generative.models.dcgan import DCGAN
 from lit_generative.models.vae import VAE
 from lit_generative.pretrained import fetch, from_pretrained
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"hidden": (8,), "latent": 2}
 
 

@@ -21,6 +21,8 @@ from datamodules import Cityscapes
 from datamodules.streets import write
 from lit_generative.segmentation import confusion, label_scores, nearest_colour
 
+pytestmark = pytest.mark.slow
+
 SIZE = 16
 
 

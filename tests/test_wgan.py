@@ -110,6 +110,7 @@ def test_the_critic_of_the_penalty_mixes_no_images():
     assert len(norms) == 2  # behind all strided convolutions but the first
 
 
+@pytest.mark.slow
 def test_the_critic_recovers_the_distance_of_two_gaussians():
     """W_1(N(0, 1), N(2, 1)) = 2."""
     critic = nn.Sequential(nn.Flatten(), nn.Linear(1, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
@@ -131,6 +132,7 @@ def test_the_critic_recovers_the_distance_of_two_gaussians():
     assert float(distance(critic, ((x + 1) / 2, None), fake)) == pytest.approx(2, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_distance_found_by_a_model_grows_from_nothing(tmp_path):
     """WGANGP through the Trainer, a generator that stands still: real images are 0.8, fakes 0.2 of white."""
     found = []
