@@ -85,6 +85,7 @@ def test_inverse_and_log_det_are_those_of_the_map(name):
         assert log_det.abs().max() > 1e-3  # the weights do something
 
 
+@pytest.mark.slow
 def test_a_density_integrates_to_one():
     flow = awake(Chain(*dense(2, 4, 16, 2, "act", True)))
     grid = torch.linspace(-12, 12, 1201, dtype=torch.float64)

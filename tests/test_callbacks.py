@@ -57,6 +57,7 @@ def test_a_model_without_the_protocol_is_refused_at_the_start(callback, method, 
         trainer(tmp_path, callbacks=[callback]).fit(Stub(), datamodule=data)
 
 
+@pytest.mark.slow
 def test_looking_does_not_change_training(data, tmp_path):
     """The same weights and noise after training, with and without the callbacks."""
     results = []

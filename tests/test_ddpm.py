@@ -104,6 +104,7 @@ def test_estimates_stay_in_range_and_samples_agree_with_them():
     assert a.min() >= 0 and a.max() <= 1
 
 
+@pytest.mark.slow
 def test_all_terms_and_some_agree():
     torch.manual_seed(0)
     model, x = tiny(steps=30), images(1).expand(100, -1, -1, -1)
@@ -354,6 +355,7 @@ def test_mixed_precision_clips_gradients(precision, tmp_path, data):
     assert fit.optimizers[0].defaults["fused"] is (precision == "32-true")
 
 
+@pytest.mark.slow
 def test_times_are_drawn_from_1_to_T_and_validation_spreads_them(tmp_path, data):
     model, seen = DDPM(**TINY | {"steps": 4, "sampling_steps": 2}), {True: [], False: []}
     model.denoiser.register_forward_pre_hook(lambda module, args: seen[module.training].append(args[1] + 1))

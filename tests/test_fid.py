@@ -130,6 +130,7 @@ def test_the_number_is_that_of_the_samples_and_all_training_images(data, fid, tm
     assert found["test/fid_quarters"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_grey_levels_survive_the_way_into_the_metric(data, fid, tmp_path):
     """The same images as samples and as reference: not one of the 256 levels may move."""
 

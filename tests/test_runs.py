@@ -174,6 +174,7 @@ def test_rows_of_lost_steps_and_torn_rows_are_dropped(tmp_path):
                               {"c": "6.0", "step": "5"}]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_data(data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
@@ -192,6 +193,7 @@ def test_a_run_does_not_go_on_with_other_data(data_dir, tmp_path, monkeypatch):
     train.main(["test", f"--config={run}/config.yaml", f"--ckpt_path={run}/checkpoints/best.ckpt"])  # fit's own
 
 
+@pytest.mark.slow
 def test_a_moved_run_goes_on_with_its_best_score(data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
