@@ -48,11 +48,6 @@ def resume_learning_rates(trainer: Trainer, before: float | None, now: float | N
                 group["lr"] = base * factor(schedule.last_epoch)
 
 
-# Lightning 2.6 has several counters of epochs, and resumes by comparing them. It takes an epoch for done in which the
-# run ended early (by ``max_steps``, by a clock); and where ``max_steps`` is set, it runs an empty epoch after one that
-# is done. The data's order, the epochs' numbers in hooks and the steps of the curves would all be shifted.
-
-
 def has_training_state(checkpoint: dict[str, Any]) -> bool:
     """Whether training can go on from a checkpoint; one of weights only (``save_weights_only``) has no optimisers."""
     return "optimizer_states" in checkpoint
@@ -65,6 +60,11 @@ def require_training_state(checkpoint: dict[str, Any]) -> None:
             "the checkpoint holds weights only, and training cannot go on from it: to begin with these weights use "
             "--model.init_from in place of --ckpt_path"
         )
+
+
+# Lightning 2.6 has several counters of epochs, and resumes by comparing them. It takes an epoch for done in which the
+# run ended early (by ``max_steps``, by a clock); and where ``max_steps`` is set, it runs an empty epoch after one that
+# is done. The data's order, the epochs' numbers in hooks and the steps of the curves would all be shifted.
 
 
 def count_epochs(checkpoint: dict[str, Any]) -> None:
