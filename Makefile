@@ -30,10 +30,11 @@ test: setup  ## run the tests, on all cores (five minutes on two)
 test-fast: setup  ## run the tests of one model of each family (a minute on two cores)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -m "not slow" $(PYTEST)
 
-lint: setup  ## check style and types
+lint: setup  ## check style, types and what may import what
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: setup  ## print every benchmark's table
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

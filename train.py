@@ -34,7 +34,20 @@ from callbacks import (
     TranslationScores,
     WandbRecord,
 )
-from lit_generative.arguments import (
+from lit_generative.checkpoints.best import DEFAULT_MONITOR, BestModelCheckpoint
+from lit_generative.checkpoints.last import LastCheckpoint, WholeCheckpoints, newest_checkpoint
+from lit_generative.checkpoints.load import (
+    data_config,
+    import_classes,
+    known_classes,
+    model_config,
+    read_checkpoint,
+    require_same_meaning,
+    require_same_shapes,
+    require_training_state,
+    saved_class,
+)
+from lit_generative.cli.arguments import (
     as_list,
     classes_first,
     named,
@@ -43,26 +56,14 @@ from lit_generative.arguments import (
     require_values,
     same,
 )
-from lit_generative.best_checkpoint import DEFAULT_MONITOR, BestModelCheckpoint
-from lit_generative.checkpoints import (
-    data_config,
-    import_classes,
-    known_classes,
-    model_config,
-    read_checkpoint,
-    require_same_meaning,
-    require_same_shapes,
-    saved_class,
-)
-from lit_generative.commands import export, sample
+from lit_generative.cli.commands import export, sample
+from lit_generative.cli.messages import calm, please_report, readable
 from lit_generative.errors import UserError
-from lit_generative.messages import calm, please_report, readable
-from lit_generative.module import GenerativeModel
-from lit_generative.progress import require_training_state
+from lit_generative.generative_model import GenerativeModel
 from lit_generative.protocols import Reconstructs, Samples, Translates
-from lit_generative.runs import LastCheckpoint, RunLogger, WholeCheckpoints, newest_checkpoint
-from lit_generative.train_log import NonFiniteError
-from lit_generative.whole_files import unused
+from lit_generative.training.log import NonFiniteError
+from lit_generative.training.run_logger import RunLogger
+from lit_generative.utils.files import unused
 
 DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` and `export` take a checkpoint."
 FREE = ("data_dir", "batch_size", "cache_dir", "download")  # what a run that goes on may change of its data

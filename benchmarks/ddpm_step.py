@@ -16,7 +16,9 @@ import time
 import torch
 from torch.nn import functional as F
 
-from lit_generative.diffusion import ddim, denoising_losses, estimate, linear, subsequence
+from lit_generative.diffusion.parameterization import denoising_losses, estimate
+from lit_generative.diffusion.samplers import ddim, subsequence
+from lit_generative.diffusion.schedules import linear
 from lit_generative.nn.unet import UNet
 
 SHAPE, BATCH, SAMPLES, STEPS = (1, 28, 28), 64, 16, 50

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lit_generative.checkpoints import read_checkpoint
+from lit_generative.checkpoints.load import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TRAIN = 60_000

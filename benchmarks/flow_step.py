@@ -13,8 +13,8 @@ import time
 import torch
 from torch import nn
 
-from lit_generative.bijections import Chain
-from lit_generative.coupling import dense
+from lit_generative.flows.bijections import Chain
+from lit_generative.flows.coupling import dense
 from lit_generative.likelihoods import standard_normal
 
 DIMS, COUPLINGS, HIDDEN, BATCH = 784, 8, 256, 128

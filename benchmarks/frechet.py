@@ -14,7 +14,7 @@ import torch
 from scipy.linalg import sqrtm
 from torchmetrics.image.fid import _compute_fid
 
-from lit_generative.metrics import Gaussian, frechet_distance
+from lit_generative.metrics.frechet import Gaussian, frechet_distance
 
 
 def timed(function, rounds):

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from lit_generative.features import Inception
+from lit_generative.metrics.feature_extractors import Inception
 
 
 class Fresh(FeatureExtractorInceptionV3):

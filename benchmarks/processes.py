@@ -26,12 +26,12 @@ from overhead import Clock, Data
 
 from callbacks import SaveOnSignal
 from datamodules.loader import TensorLoader
-from lit_generative.adversarial import frozen
+from lit_generative.families.adversarial import frozen
 from lit_generative.models.dcgan import DCGAN
 from lit_generative.models.ddpm import DDPM
 from lit_generative.models.realnvp import RealNVP
 from lit_generative.models.vae import VAE
-from lit_generative.runs import RunLogger
+from lit_generative.training.run_logger import RunLogger
 
 WARMUP = 5
 MODELS = {  # and the images of a batch

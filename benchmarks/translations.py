@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from benchmarks.extractors.streets import Features, Segmenter
 from callbacks import TranslationFID, TranslationGrid, TranslationScores
-from lit_generative.checkpoints import data_config, find_class, load_model, read_checkpoint
+from lit_generative.checkpoints.load import data_config, find_class, load_model, read_checkpoint
 from lit_generative.images import from_uint8
 
 COLUMNS = {"l1": ".4f", "psnr": ".2f", "ssim": ".3f", "fid_translations_streets": ".2f"}

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_generative.images import save_png, to_uint8
-from lit_generative.whole_files import whole_file
+from lit_generative.utils.files import whole_file
 
 
 def run_folder(trainer: Trainer) -> Path | None:
@@ -55,14 +55,16 @@ def log_image(trainer: Trainer, folder: Path | None, name: str, picture: Tensor)
             logger.experiment.add_image(name, levels, step)
 
 
-def log_film(trainer: Trainer, folder: Path | None, name: str, pictures: list[Tensor], seconds: float = 0.1) -> None:
+def log_animation(
+    trainer: Trainer, folder: Path | None, name: str, pictures: list[Tensor], seconds: float = 0.1
+) -> None:
     """Write pictures (3, H, W) in [0, 1] as the GIF ``images/<name>_epoch..._step....gif``; else as `log_image`."""
     if folder is not None and trainer.is_global_zero:
         frames = [Image.fromarray(to_uint8(picture).permute(1, 2, 0).numpy()) for picture in pictures]
-        write_film(trainer, folder / "images" / f"{name}_{_when(trainer)}.gif", frames, seconds)
+        write_animation(trainer, folder / "images" / f"{name}_{_when(trainer)}.gif", frames, seconds)
 
 
-def write_film(trainer: Trainer, path: Path, pictures: list[Image.Image], seconds: float) -> None:
+def write_animation(trainer: Trainer, path: Path, pictures: list[Image.Image], seconds: float) -> None:
     """Write an animated GIF of those pictures that have the size of the last, and show it where a logger can."""
     frames = [picture.convert("RGB").quantize(64) for picture in pictures if picture.size == pictures[-1].size]
     try:

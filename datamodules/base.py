@@ -11,8 +11,8 @@ from datamodules.convert import convert, describe
 from datamodules.files import DataError
 from datamodules.loader import TensorLoader, bernoulli, fixed_generator, mutate
 from datamodules.stored_files import Split, StoredFiles
+from lit_generative.checkpoints.plain import PlainArguments
 from lit_generative.images import from_uint8
-from lit_generative.plain import PlainArguments
 
 
 class ImageData(PlainArguments, StoredFiles):

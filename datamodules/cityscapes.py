@@ -17,7 +17,7 @@ from datamodules.paired_folder import halves, pairs_in, scaled
 from datamodules.pairs import PairedImages
 from lit_generative.errors import UserError
 from lit_generative.images import from_uint8
-from lit_generative.segmentation import nearest_colour
+from lit_generative.metrics.segmentation import nearest_colour
 
 IDS = 34  # of labels, 0 to 33
 CLASSES = [c for c in Official.classes if 0 <= c.train_id < 255]  # the 19 that are evaluated, by train id

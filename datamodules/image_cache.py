@@ -20,7 +20,7 @@ from torch import Tensor
 from datamodules.files import DataError, listed
 from datamodules.folders import formats
 from lit_generative.errors import UserError
-from lit_generative.whole_files import whole_file
+from lit_generative.utils.files import whole_file
 
 Files = tuple[Path, ...]  # of one image
 

@@ -10,7 +10,7 @@ from datamodules.base import ImageData, Split
 from datamodules.files import DataError, listed
 from datamodules.folders import Listing, by_folder, find_splits, split_of, used_splits
 from datamodules.image_cache import cached, decode
-from lit_generative.statistics import cache_folder
+from lit_generative.metrics.reference_statistics import cache_folder
 
 USES = {"train": "training", "val": "validation", "test": "test"}
 

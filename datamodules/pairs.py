@@ -13,7 +13,7 @@ from datamodules.files import DataError
 from datamodules.image_cache import Files, cached
 from datamodules.loader import TensorLoader
 from lit_generative.images import from_uint8
-from lit_generative.statistics import cache_folder
+from lit_generative.metrics.reference_statistics import cache_folder
 
 Direction = Literal["a_to_b", "b_to_a"]
 

@@ -13,8 +13,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from datamodules.files import DataError, listed
 from datamodules.folders import Listing, formats
 from datamodules.image_cache import open_image
+from lit_generative.checkpoints.plain import PlainArguments
 from lit_generative.images import from_uint8
-from lit_generative.plain import PlainArguments
 
 
 class Pictures(PlainArguments, LightningDataModule):

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from lit_generative.whole_files import whole_file
+from lit_generative.utils.files import whole_file
 
 
 def from_uint8(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_generative.precision import at_least_float32
+from lit_generative.utils.precision import at_least_float32
 
 
 class Likelihood(Protocol):

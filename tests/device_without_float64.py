@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lit_generative.precision import exact_device
+from lit_generative.utils.precision import exact_device
 
 DEVICE = torch.device("meta")
 

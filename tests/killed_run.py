@@ -14,7 +14,7 @@ import torch
 
 import train
 from lit_generative.models.vae import VAE
-from lit_generative.runs import RunLogger
+from lit_generative.training.run_logger import RunLogger
 
 
 def killed(call, n, before=lambda *args: None, number=signal.SIGKILL, counts=lambda *args: True):

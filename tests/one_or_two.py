@@ -10,7 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_generative.bijections import moments, per_channel
+from lit_generative.flows.bijections import moments, per_channel
 from lit_generative.models.beta_vae import BetaVAE
 from lit_generative.models.dcgan import DCGAN
 from lit_generative.models.ddpm import DDPM

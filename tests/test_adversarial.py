@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import EMA
 from datamodules import FashionMNIST
-from lit_generative.adversarial import frozen
+from lit_generative.families.adversarial import frozen
 from lit_generative.models.dcgan import DCGAN
 from lit_generative.models.wgan import WGAN, WGANGP
 

@@ -10,12 +10,12 @@ from test_contract import MODELS, build, images, sources
 
 from callbacks import LatentScatter, PredictionWriter, ReconstructionGrid
 from datamodules import FashionMNIST
-from lit_generative.batches import describe
 from lit_generative.models.ddpm import DDPM
 from lit_generative.models.factor_vae import FactorVAE
 from lit_generative.models.latent_flow import LatentFlow
 from lit_generative.models.pix2pix import Pix2Pix
 from lit_generative.models.vae import VAE
+from lit_generative.training.batches import describe
 
 # parts that are borrowed do not learn
 pytestmark = [

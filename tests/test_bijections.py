@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lit_generative.bijections import (
+from lit_generative.flows.bijections import (
     ActNorm,
     Bijection,
     Chain,
@@ -17,8 +17,8 @@ from lit_generative.bijections import (
     Split,
     Squeeze,
 )
-from lit_generative.coupling import Coupling, Halves, Mask, checkerboard, dense
-from lit_generative.dequantization import Logit
+from lit_generative.flows.coupling import Coupling, Halves, Mask, checkerboard, dense
+from lit_generative.flows.dequantization import Logit
 from lit_generative.likelihoods import standard_normal
 from lit_generative.models.realnvp import RealNVP, multiscale
 from lit_generative.nn.mlp import mlp

@@ -19,8 +19,8 @@ from stubs import Quarters
 import datamodules
 import train
 from datamodules.streets import write
-from lit_generative.checkpoints import known_classes
-from lit_generative.module import GenerativeModel
+from lit_generative.checkpoints.load import known_classes
+from lit_generative.generative_model import GenerativeModel
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {p: yaml.safe_load(p.read_text()) for p in sorted((ROOT / "configs").glob("*.yaml"))}
@@ -205,7 +205,7 @@ def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
     monkeypatch.setattr(datamodules.CIFAR10, "prepare_data", lambda self: None)
     made_up = Quarters()
     made_up.name = "inception"
-    monkeypatch.setattr("lit_generative.features.Inception", lambda weights_path: made_up)
+    monkeypatch.setattr("lit_generative.metrics.feature_extractors.Inception", lambda weights_path: made_up)
     recipe = copy.deepcopy(RECIPES[path])
     recipe["data"]["init_args"] |= {"batch_size": 8, "val_size": 16}
     if recipe["data"]["class_path"] == "ImageFolder":  # the user's own: of two classes

@@ -7,7 +7,7 @@ from stubs import Quarters, Reconstructor, Sampler, Stub, trainer
 
 from callbacks import (
     FID,
-    DenoisingFilm,
+    DenoisingAnimation,
     LatentInterpolation,
     NearestNeighbours,
     OODScores,
@@ -20,7 +20,7 @@ from datamodules import MNIST, FashionMNIST
 from lit_generative.models.ddpm import DDPM
 from lit_generative.models.realnvp import RealNVP
 from lit_generative.models.vae import VAE
-from lit_generative.randomness import forked_rng, mixed_seed
+from lit_generative.utils.rng import forked_rng, mixed_seed
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +91,7 @@ def test_labels_follow_the_frequencies_of_the_training_images(data, tmp_path):
 
 @pytest.mark.parametrize(
     "callback",
-    [SampleGrid(n=8), NearestNeighbours(n=8, k=1), LatentInterpolation(n=8, steps=2), DenoisingFilm(n=8, every=1)],
+    [SampleGrid(n=8), NearestNeighbours(n=8, k=1), LatentInterpolation(n=8, steps=2), DenoisingAnimation(n=8, every=1)],
     ids=lambda callback: type(callback).__name__,
 )
 def test_pictures_of_samples_have_labels(callback, data, tmp_path):

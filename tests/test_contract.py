@@ -14,9 +14,9 @@ from small_models import SMALL, slow
 import lit_generative.models
 from datamodules import FashionMNIST, PairedFolder
 from datamodules.streets import write
-from lit_generative.checkpoints import load_model
-from lit_generative.module import GenerativeModel
-from lit_generative.pretrained import export_programs
+from lit_generative.checkpoints.load import load_model
+from lit_generative.checkpoints.pretrained import export_programs
+from lit_generative.generative_model import GenerativeModel
 from lit_generative.protocols import HasLatent, HasLogProb, Reconstructs, Samples, Translates
 
 

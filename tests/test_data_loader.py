@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from datamodules.loader import TensorLoader, bernoulli
-from lit_generative.module import GenerativeModel
+from lit_generative.generative_model import GenerativeModel
 
 # Lightning 2.6 asks torch 2.9 and later in a way that they deprecate.
 

@@ -12,13 +12,13 @@ from torch.testing import assert_close
 
 from callbacks import EMA
 from datamodules import FashionMNIST
-from lit_generative.checkpoints import CheckpointError, load_model, read_checkpoint
-from lit_generative.diffusion_bound import variational_bound
+from lit_generative.checkpoints.load import CheckpointError, load_model, read_checkpoint
+from lit_generative.diffusion.elbo import variational_bound
 from lit_generative.likelihoods import bits_per_dim, standard_normal
 from lit_generative.models.ddpm import DDPM
 from lit_generative.models.latent_diffusion import LatentDiffusion
 from lit_generative.models.vae import VAE
-from lit_generative.randomness import forked_rng
+from lit_generative.utils.rng import forked_rng
 
 TINY = {"channels": (8, 8), "groups": 4, "steps": 50, "sampling_steps": 5}
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lit_generative.coupling import Coupling, checkerboard
-from lit_generative.dequantization import (
+from lit_generative.flows.coupling import Coupling, checkerboard
+from lit_generative.flows.dequantization import (
     LARGEST,
     Logit,
     UniformDequantization,

@@ -7,20 +7,10 @@ import torch
 from torch.distributions import Normal
 from torch.testing import assert_close
 
-from lit_generative.diffusion import (
-    ESTIMATES,
-    SCHEDULES,
-    TARGETS,
-    Schedule,
-    ancestral,
-    ddim,
-    ddim_inverse,
-    dpm_solver,
-    even_in_log_snr,
-    posterior,
-    subsequence,
-)
-from lit_generative.diffusion_bound import decoder_scale, prior_kl, strata, variational_bound
+from lit_generative.diffusion.elbo import decoder_scale, prior_kl, strata, variational_bound
+from lit_generative.diffusion.parameterization import ESTIMATES, TARGETS
+from lit_generative.diffusion.samplers import ancestral, ddim, ddim_inverse, dpm_solver, even_in_log_snr, subsequence
+from lit_generative.diffusion.schedules import SCHEDULES, Schedule, posterior
 
 F64 = torch.float64
 

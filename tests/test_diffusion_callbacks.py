@@ -8,7 +8,7 @@ from PIL import Image
 from stubs import Stub, trainer
 from test_callbacks import pictures
 
-from callbacks import DenoisingFilm, LossPerTime, NoisingFilm
+from callbacks import DenoisingAnimation, LossPerTime, NoisingAnimation
 from datamodules import FashionMNIST
 
 
@@ -37,8 +37,8 @@ def data(data_dir):
 @pytest.mark.parametrize(
     ("callback", "name", "levels"),
     [
-        (NoisingFilm(n=4, every=25), "noising", [255, 191, 128, 64, 0]),
-        (DenoisingFilm(n=4, every=50), "denoising", [0, 128, 255]),
+        (NoisingAnimation(n=4, every=25), "noising", [255, 191, 128, 64, 0]),
+        (DenoisingAnimation(n=4, every=50), "denoising", [0, 128, 255]),
     ],
 )
 def test_a_film_and_a_picture_with_a_row_for_each_image(callback, name, levels, data, tmp_path):
@@ -56,7 +56,7 @@ def test_a_film_and_a_picture_with_a_row_for_each_image(callback, name, levels, 
 
 
 def test_long_films_have_pictures_of_some_of_their_frames(data, tmp_path):
-    trainer(tmp_path, callbacks=[NoisingFilm(n=1, every=1)]).test(Fading(), datamodule=data, verbose=False)
+    trainer(tmp_path, callbacks=[NoisingAnimation(n=1, every=1)]).test(Fading(), datamodule=data, verbose=False)
     assert pictures(tmp_path)["noising_test"].shape[1] == 16 * 30 + 2
     with Image.open(tmp_path / "run" / "version_0" / "images" / "noising_test.gif") as film:
         assert film.n_frames == 101
@@ -85,13 +85,13 @@ def test_every_image_of_every_batch_has_a_time_and_noise_of_its_own(data, tmp_pa
     assert not torch.equal(t_1, t_2) and not torch.equal(noise_1, noise_2)
 
 
-@pytest.mark.parametrize("callback", [NoisingFilm(), DenoisingFilm(), LossPerTime()])
+@pytest.mark.parametrize("callback", [NoisingAnimation(), DenoisingAnimation(), LossPerTime()])
 def test_a_model_that_does_not_diffuse_is_refused(callback, data, tmp_path):
     with pytest.raises(TypeError, match="follows `Diffuses`, but Stub has no"):
         trainer(tmp_path, callbacks=[callback]).test(Stub(), datamodule=data)
 
 
 def test_what_makes_no_sense_is_refused():
-    for make in (lambda: NoisingFilm(every=0), lambda: DenoisingFilm(n=0), lambda: LossPerTime(bins=0)):
+    for make in (lambda: NoisingAnimation(every=0), lambda: DenoisingAnimation(n=0), lambda: LossPerTime(bins=0)):
         with pytest.raises(ValueError, match=r"start.* at 1"):
             make()

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from datamodules import Sprites
 from datamodules.sprites import FACTORS
-from lit_generative.disentanglement import (
+from lit_generative.metrics.disentanglement import (
     factor_vae_score,
     heaviest_tree,
     kl_decomposition,
@@ -84,7 +84,7 @@ def test_chunks_change_nothing(monkeypatch):
     q = posteriors(64)
     z = q.sample()
     whole = kl_decomposition(q, z, 100)
-    monkeypatch.setattr("lit_generative.disentanglement.PAIRS", 64 * 2 * 5)
+    monkeypatch.setattr("lit_generative.metrics.disentanglement.PAIRS", 64 * 2 * 5)
     assert_close(kl_decomposition(q, z, 100), whole)
     with pytest.raises(ValueError, match="at least 2 posteriors and no more than images; got 64 of 63"):
         kl_decomposition(q, z, 63)

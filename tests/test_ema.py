@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import EMA
-from lit_generative.checkpoints import load_model
+from lit_generative.checkpoints.load import load_model
 from lit_generative.models.dcgan import DCGAN
 
 

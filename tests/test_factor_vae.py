@@ -151,7 +151,7 @@ def test_wrong_arguments_are_refused(data_dir):
 
 def test_averages_are_kept_of_encoder_and_decoder(data_dir, tmp_path):
     from callbacks import EMA
-    from lit_generative.checkpoints import load_model
+    from lit_generative.checkpoints.load import load_model
 
     def fit(networks):
         data = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16)

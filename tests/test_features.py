@@ -8,8 +8,17 @@ from torch.testing import assert_close
 
 from datamodules import FashionMNIST
 from datamodules.mnist import FashionMNIST as Bundled
-from lit_generative.features import ASSETS, Inception, LeNet, exact_float32, fingerprint, load_extractor, shipped
-from lit_generative.metrics import Gaussian, frechet_distance, kernel_distance
+from lit_generative.metrics.feature_extractors import (
+    ASSETS,
+    Inception,
+    LeNet,
+    exact_float32,
+    fingerprint,
+    load_extractor,
+    shipped,
+)
+from lit_generative.metrics.frechet import Gaussian, frechet_distance
+from lit_generative.metrics.two_sample import kernel_distance
 
 
 def test_shipped_extractors_are_small_and_frozen():

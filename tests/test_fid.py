@@ -12,7 +12,7 @@ from stubs import Quarters, Sampler, Stub, trainer
 from callbacks import FID
 from datamodules import FashionMNIST
 from lit_generative.images import from_uint8
-from lit_generative.metrics import Gaussian, frechet_distance
+from lit_generative.metrics.frechet import Gaussian, frechet_distance
 
 
 class Copier(Sampler):
@@ -214,7 +214,7 @@ def test_cache_key_follows_every_ingredient(data, data_dir, fid, tmp_path, monke
     assert files() == 9
     monkeypatch.setattr(Weighted, "name", "another")
     assert files() == 10
-    monkeypatch.setattr("lit_generative.statistics.version", lambda name: "0")
+    monkeypatch.setattr("lit_generative.metrics.reference_statistics.version", lambda name: "0")
     assert files() == 11
 
 

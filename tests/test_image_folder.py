@@ -218,7 +218,7 @@ def test_memory_does_not_grow_with_the_folder(tmp_path, monkeypatch):
 def test_a_checkpoint_names_the_folder_and_loads(faces, tmp_path):
     from lightning.pytorch import Trainer
 
-    from lit_generative.checkpoints import data_config, read_checkpoint
+    from lit_generative.checkpoints.load import data_config, read_checkpoint
     from lit_generative.models.vae import VAE
 
     data = ImageFolder(faces, 8, batch_size=4, cache_dir=tmp_path / "cache")

@@ -12,13 +12,14 @@ from stubs import Density, Quarters, Sampler, trainer
 import train
 from callbacks import FID, Report, WandbRecord
 from datamodules import FashionMNIST
-from lit_generative.best_checkpoint import BestModelCheckpoint, last_checkpoint, run_checkpoint
-from lit_generative.checkpoints import load_model
-from lit_generative.commands import export
+from lit_generative.checkpoints.best import BestModelCheckpoint, last_checkpoint, run_checkpoint
+from lit_generative.checkpoints.last import WholeCheckpoints, newest_checkpoint
+from lit_generative.checkpoints.load import load_model
+from lit_generative.cli.commands import export
 from lit_generative.errors import UserError
 from lit_generative.models.vae import VAE
-from lit_generative.runs import RunLogger, WholeCheckpoints, newest_checkpoint
-from lit_generative.whole_files import unused
+from lit_generative.training.run_logger import RunLogger
+from lit_generative.utils.files import unused
 
 pytestmark = pytest.mark.slow
 
@@ -160,7 +161,7 @@ def test_runs_that_start_together_have_folders_of_their_own(tmp_path):
 
 
 def test_only_the_first_process_takes_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("lit_generative.runs.rank_zero_only.rank", 1)
+    monkeypatch.setattr("lit_generative.checkpoints.last.rank_zero_only.rank", 1)
     assert RunLogger(tmp_path, "a").version == 0 and not list(tmp_path.iterdir())
 
 

@@ -21,7 +21,7 @@ from callbacks import (
     ReconstructionGrid,
 )
 from datamodules import FashionMNIST, Sprites
-from lit_generative.metrics import Gaussian, frechet_distance
+from lit_generative.metrics.frechet import Gaussian, frechet_distance
 
 pytestmark = pytest.mark.slow
 
@@ -115,7 +115,9 @@ def test_a_scatter_shows_two_dimensions_or_principal_components(latent, data, tm
             return super().encode(x)[:, :latent]
 
     seen = []
-    monkeypatch.setattr("callbacks.latent_scatter.scatter", lambda *args: seen.append(args) or torch.zeros(3, 4, 4))
+    monkeypatch.setattr(
+        "callbacks.visualization.latent_scatter.scatter", lambda *args: seen.append(args) or torch.zeros(3, 4, 4)
+    )
     model = Few()
     trainer(tmp_path, callbacks=[LatentScatter(num_images=30)]).test(model, datamodule=data)
     ((points, labels, names),) = seen

@@ -13,7 +13,7 @@ from torch.distributions import Independent, Normal
 from torch.testing import assert_close
 
 from datamodules import FashionMNIST
-from lit_generative.checkpoints import load_model
+from lit_generative.checkpoints.load import load_model
 from lit_generative.models.latent_flow import LatentFlow
 from lit_generative.models.realnvp import RealNVP
 from lit_generative.models.vae import VAE

@@ -11,40 +11,7 @@ import pytest
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 ROOT = Path(__file__).parents[1]
-ALLOWED = {  # package -> what it may import of ours
-    "lit_generative": ("lit_generative",),
-    "datamodules": (
-        "datamodules",
-        "lit_generative.errors",
-        "lit_generative.images",
-        "lit_generative.plain",
-        "lit_generative.segmentation",
-        "lit_generative.statistics",
-        "lit_generative.whole_files",
-    ),
-    "callbacks": (
-        "callbacks",
-        "lit_generative.errors",
-        "lit_generative.protocols",
-        "lit_generative.images",
-        "lit_generative.interpolation",
-        "lit_generative.precision",
-        "lit_generative.disentanglement",
-        "lit_generative.segmentation",
-        "lit_generative.metrics",
-        "lit_generative.randomness",
-        "lit_generative.features",
-        "lit_generative.statistics",
-        "lit_generative.ood",
-        "lit_generative.sampling",
-        "lit_generative.train_log",
-        "lit_generative.progress",
-        "lit_generative.runs",
-        "lit_generative.best_checkpoint",
-        "lit_generative.checkpoints",
-        "lit_generative.whole_files",
-    ),
-}
+PACKAGES = ("lit_generative", "datamodules", "callbacks")
 
 
 def imports(path):
@@ -57,15 +24,6 @@ def imports_of(nodes):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module
-
-
-@pytest.mark.parametrize("package", ALLOWED)
-def test_packages_import_only_what_the_design_allows(package):
-    for path in (ROOT / package).rglob("*.py"):
-        for name in imports(path):
-            if name.split(".")[0] in ALLOWED:
-                allowed = any(name == a or name.startswith(a + ".") for a in ALLOWED[package])
-                assert allowed, f"{path.relative_to(ROOT)} imports {name}"
 
 
 def test_train_names_no_model():
@@ -86,7 +44,7 @@ def test_files_stay_readable():
 def test_hooks_are_real():
     """A method named like a hook that Lightning does not call would never run."""
     known = {name for cls in (Callback, LightningModule, LightningDataModule) for name in dir(cls)}
-    for package in ALLOWED:
+    for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.FunctionDef) and node.name.startswith("on_"):
@@ -96,11 +54,13 @@ def test_hooks_are_real():
 def test_mistakes_of_users_have_a_class_of_their_own():
     """Whatever else is raised counts as a bug, whose traceback is shown."""
     builtin = {"ValueError", "TypeError", "KeyError", "RuntimeError", "AttributeError", "Exception"}
-    for path in [ROOT / "train.py", *(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))]:
+    for path in [ROOT / "train.py", *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                 name = getattr(node.exc.func, "id", "")
-                assert name not in builtin or path.name == "checkpoints.py", f"{path.relative_to(ROOT)} raises {name}"
+                assert name not in builtin or path.match("checkpoints/load.py"), (
+                    f"{path.relative_to(ROOT)} raises {name}"
+                )
 
 
 def print_slow_imports():
@@ -112,12 +72,12 @@ def test_slow_imports_wait_until_they_are_needed(tmp_path):
     # in a process that has imported `train`, and nothing else
     assert processes.run(print_slow_imports, folder=tmp_path).stdout == "[] True\n"
     slow = {"wandb", "matplotlib", "torch_fidelity", "scipy", "tensorboard"}
-    for path in [ROOT / "train.py", *(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))]:
+    for path in [ROOT / "train.py", *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]:
         top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
         assert not slow & {name.split(".")[0] for name in imports_of(top)}, path
 
 
-@pytest.mark.parametrize("package", ALLOWED)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_docstring_examples_run(package):
     import doctest
 

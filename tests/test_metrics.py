@@ -2,15 +2,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_generative.metrics import (
-    Features,
-    Gaussian,
-    Moments,
-    density_coverage,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-)
+from lit_generative.metrics.aggregation import Moments
+from lit_generative.metrics.frechet import Features, Gaussian, frechet_distance
+from lit_generative.metrics.two_sample import density_coverage, kernel_distance, precision_recall
 
 
 def test_moments_do_not_depend_on_the_batches():

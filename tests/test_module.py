@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from datamodules import FashionMNIST
-from lit_generative.module import GenerativeModel
+from lit_generative.generative_model import GenerativeModel
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You passed in a `val_dataloader` but have no `validation_step`",

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from lit_generative import ood
+from lit_generative.metrics import ood
 
 
 @pytest.mark.parametrize("ties", [False, True])

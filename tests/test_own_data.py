@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import train
 from callbacks import OODScores
-from callbacks._other_sets import other_sets
+from callbacks.evaluation._other_sets import other_sets
 from datamodules import MNIST, DataError, FashionMNIST, ImageFolder
-from lit_generative.checkpoints import CheckpointError, find_class, import_classes
+from lit_generative.checkpoints.load import CheckpointError, find_class, import_classes
 from lit_generative.errors import UserError
 from lit_generative.models.vae import VAE
 

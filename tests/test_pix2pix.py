@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.pix2pix_step import AuthorsGenerator, authors_discriminator
-from lit_generative.adversarial import frozen
+from lit_generative.families.adversarial import frozen
 from lit_generative.models.pix2pix import Pix2Pix
 from lit_generative.nn.pix2pix import PATCHES, PatchDiscriminator, UNetGenerator
 

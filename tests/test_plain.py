@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from datamodules import FashionMNIST, ImageFolder, PairedFolder
 from datamodules.pictures import Pictures
-from lit_generative.checkpoints import load_model, read_checkpoint
+from lit_generative.checkpoints.load import load_model, read_checkpoint
+from lit_generative.checkpoints.plain import plain
 from lit_generative.models.vae import VAE
-from lit_generative.plain import plain
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),

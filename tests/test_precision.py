@@ -8,11 +8,12 @@ from small_models import SMALL
 from test_contract import PARAMS, build, images, sources
 from torch.utils.data import DataLoader
 
-from lit_generative.diffusion import linear
-from lit_generative.metrics import Features, Moments
+from lit_generative.diffusion.schedules import linear
+from lit_generative.metrics.aggregation import Moments
+from lit_generative.metrics.frechet import Features
 from lit_generative.models.vae import VAE
 from lit_generative.models.wgan import gradient_penalty
-from lit_generative.precision import exact, exact_device
+from lit_generative.utils.precision import exact, exact_device
 
 pytestmark = [
     pytest.mark.slow,

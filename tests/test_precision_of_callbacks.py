@@ -16,7 +16,7 @@ pytestmark = [
 ]
 SEVERAL = {  # of every family, those that bring numbers of their own into the model
     "VAE": ["AttributeDirection", "LatentTraversal", "PosteriorStatistics", "ReconstructionFID"],
-    "DDPM": ["LossPerTime", "NoisingFilm"],
+    "DDPM": ["LossPerTime", "NoisingAnimation"],
     "DCGAN": ["LatentInterpolation", "SampleGrid"],
     "LatentFlow": ["LatentInterpolation"],
     "Pix2Pix": ["TranslationScores", "TranslationGrid"],

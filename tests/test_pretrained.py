@@ -12,10 +12,10 @@ from stubs import trainer
 import train
 from callbacks import EMA
 from datamodules import FashionMNIST
-from lit_generative.checkpoints import CheckpointError
+from lit_generative.checkpoints.load import CheckpointError
+from lit_generative.checkpoints.pretrained import fetch, from_pretrained
 from lit_generative.models.dcgan import DCGAN
 from lit_generative.models.vae import VAE
-from lit_generative.pretrained import fetch, from_pretrained
 
 pytestmark = pytest.mark.slow
 

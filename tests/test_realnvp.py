@@ -9,8 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from datamodules import FashionMNIST
-from lit_generative.bijections import RunningBatchNorm
-from lit_generative.coupling import Coupling, Halves
+from lit_generative.flows.bijections import RunningBatchNorm
+from lit_generative.flows.coupling import Coupling, Halves
 from lit_generative.models.realnvp import RealNVP
 from lit_generative.nn.resnet import WeightNormBlock, WeightNormResNet
 

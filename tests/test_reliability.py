@@ -25,12 +25,12 @@ import train
 from callbacks import SampleGrid, SaveOnSignal, SkipNonFinite, _logging, save_on_signal
 from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder
 from datamodules.files import unpack
-from lit_generative.checkpoints import CheckpointError, load_model
+from lit_generative.checkpoints.load import CheckpointError, load_model
+from lit_generative.metrics.reference_statistics import read_reference
 from lit_generative.models.dcgan import DCGAN
 from lit_generative.models.vae import VAE
 from lit_generative.sampling import draw
-from lit_generative.statistics import read_reference
-from lit_generative.train_log import NonFiniteError
+from lit_generative.training.log import NonFiniteError
 
 pytestmark = pytest.mark.slow
 

@@ -11,13 +11,14 @@ from lightning.pytorch.loggers import CSVLogger
 import train
 from callbacks import EMA, Finetuning, SampleGrid
 from datamodules import FashionMNIST
-from lit_generative.checkpoints import read_checkpoint
+from lit_generative.checkpoints.last import LastCheckpoint, WholeCheckpoints, newest_checkpoint
+from lit_generative.checkpoints.load import read_checkpoint
 from lit_generative.models.ddpm import DDPM
 from lit_generative.models.factor_vae import FactorVAE
 from lit_generative.models.latent_flow import LatentFlow
 from lit_generative.models.vae import VAE
 from lit_generative.models.wgan import WGANGP
-from lit_generative.runs import LastCheckpoint, RunLogger, WholeCheckpoints, newest_checkpoint
+from lit_generative.training.run_logger import RunLogger
 
 pytestmark = [
     pytest.mark.slow,

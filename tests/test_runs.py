@@ -13,8 +13,9 @@ from test_contract import MODELS
 
 import train
 from datamodules.streets import write
-from lit_generative.runs import RunLogger, WholeCheckpoints, newest_checkpoint
-from lit_generative.whole_files import whole_file
+from lit_generative.checkpoints.last import WholeCheckpoints, newest_checkpoint
+from lit_generative.training.run_logger import RunLogger
+from lit_generative.utils.files import whole_file
 
 ARGS = ["fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--data.val_size=16", "--model.hidden=[8]",
         "--model.latent=2", "--model.decay_from=0.5", "--name=killed", "--trainer.max_epochs=3",

@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from stubs import Sampler, Stub, trainer
 
-from callbacks import Film, LatentInterpolation, LatentManifold, NearestNeighbours, SampleGrid
+from callbacks import LatentInterpolation, LatentManifold, NearestNeighbours, SampleGrid, TrainingAnimation
 from datamodules import FashionMNIST
 from lit_generative.images import from_uint8
-from lit_generative.interpolation import manifold
 from lit_generative.models.dcgan import DCGAN
 from lit_generative.models.realnvp import RealNVP
+from lit_generative.utils.interpolation import manifold
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_a_film_has_a_frame_for_every_epoch(data, tmp_path):
         def sample(self, n, c=None):
             return torch.full((n, 1, 28, 28), (1 + self.current_epoch) / 4)
 
-    trainer(tmp_path, callbacks=[SampleGrid(n=1, columns=1), Film(seconds=0.2)], max_epochs=3).fit(
+    trainer(tmp_path, callbacks=[SampleGrid(n=1, columns=1), TrainingAnimation(seconds=0.2)], max_epochs=3).fit(
         Brightening(), datamodule=data
     )
     with Image.open(images(tmp_path) / "samples.gif") as film:
@@ -44,7 +44,7 @@ def test_a_film_has_a_frame_for_every_epoch(data, tmp_path):
 
 
 def test_a_run_without_pictures_has_no_film(data, tmp_path):
-    trainer(tmp_path, callbacks=[Film()], max_epochs=1).fit(Sampler(), datamodule=data)
+    trainer(tmp_path, callbacks=[TrainingAnimation()], max_epochs=1).fit(Sampler(), datamodule=data)
     assert not images(tmp_path).exists()
 
 

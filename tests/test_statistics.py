@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_generative.metrics import Gaussian
-from lit_generative.statistics import (
+from lit_generative.metrics.frechet import Gaussian
+from lit_generative.metrics.reference_statistics import (
     cache_folder,
     content_hash,
     path_of,

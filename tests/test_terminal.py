@@ -19,10 +19,10 @@ from stubs import Stub, trainer
 
 import train
 from callbacks import Progress, Report, _screen
-from callbacks._lines import duration, number, numbers, place, total_steps, wrapped
+from callbacks.reporting._lines import duration, number, numbers, place, total_steps, wrapped
 from datamodules import FashionMNIST
+from lit_generative.cli.messages import IGNORED, calm
 from lit_generative.errors import UserError
-from lit_generative.messages import IGNORED, calm
 from lit_generative.models.vae import VAE
 
 pytestmark = pytest.mark.slow
@@ -153,7 +153,7 @@ def test_a_run_that_goes_on_within_an_epoch_begins_there(run, monkeypatch):
             super().__init__(total, done)
 
     begun = []
-    monkeypatch.setattr("callbacks.progress.Pace", Recorded)
+    monkeypatch.setattr("callbacks.reporting.progress.Pace", Recorded)
     run(*FIT, *TINY, "--trainer.max_steps=3", "--trainer.val_check_interval=3")
     out, err = run(*FIT, *TINY, "--resume")
     assert err == [f"going on from {LAST}, step 3"]

@@ -19,7 +19,7 @@ from callbacks import (
 )
 from datamodules import Cityscapes
 from datamodules.streets import write
-from lit_generative.segmentation import confusion, label_scores, nearest_colour
+from lit_generative.metrics.segmentation import confusion, label_scores, nearest_colour
 
 pytestmark = pytest.mark.slow
 

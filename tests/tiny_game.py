@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lit_generative.models
 from callbacks import EMA
-from lit_generative.adversarial import Adversarial
+from lit_generative.families.adversarial import Adversarial
 from lit_generative.models.pix2pix import Pix2Pix
 from train import leave_together
 

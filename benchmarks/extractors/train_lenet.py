@@ -1,7 +1,7 @@
 """Train the classifiers whose features judge grey images: ``python benchmarks/extractors/train_lenet.py MNIST``.
 
-Writes ``lit_generative/assets/lenet_<data>.safetensors``. The last epoch's weights are kept: the test images choose
-nothing, they only give the accuracy that is printed.
+Writes ``lit_generative/metrics/assets/lenet_<data>.safetensors``. The last epoch's weights are kept: the test images
+choose nothing, they only give the accuracy that is printed.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, pad
 
 import datamodules
-from lit_generative.features import ASSETS, LeNet
+from lit_generative.metrics.feature_extractors import ASSETS, LeNet
 
 
 def main() -> None:

@@ -3,5 +3,12 @@
 import importlib
 import pkgutil
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+from lit_generative.generative_model import GenerativeModel
+
+__all__: list[str] = []
+for _file in pkgutil.iter_modules(__path__):
+    _module = importlib.import_module(f"{__name__}.{_file.name}")
+    for _name, _value in vars(_module).items():
+        if isinstance(_value, type) and issubclass(_value, GenerativeModel) and _value.__module__ == _module.__name__:
+            globals()[_name] = _value
+            __all__ += [_name]

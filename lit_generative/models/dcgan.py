@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from lit_generative.adversarial import Batch
 from lit_generative.errors import UserError
-from lit_generative.gan import GAN
+from lit_generative.families.adversarial import Batch
+from lit_generative.families.gan import GAN
 from lit_generative.images import to_symmetric
 from lit_generative.nn.dcgan import DCGANDiscriminator, DCGANGenerator, DenseDiscriminator, PixelShuffleGenerator
-from lit_generative.precision import at_least_float32
+from lit_generative.utils.precision import at_least_float32
 
 NETWORKS: dict[str, Any] = {
     "dcgan": (DCGANGenerator, DCGANDiscriminator),

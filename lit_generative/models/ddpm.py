@@ -17,13 +17,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_generative.batches import describe
-from lit_generative.denoising import DenoisingModel, Sampler
-from lit_generative.diffusion_bound import Bound, decoder_scale, variational_bound
+from lit_generative.diffusion.elbo import Bound, decoder_scale, variational_bound
 from lit_generative.errors import UserError, UserTypeError
+from lit_generative.families.diffusion_model import DenoisingModel, Sampler
 from lit_generative.images import from_symmetric, to_symmetric
 from lit_generative.likelihoods import DiscretizedGaussian
 from lit_generative.nn.unet import UNet, renamed
+from lit_generative.training.batches import describe
 
 
 class DDPM(DenoisingModel):

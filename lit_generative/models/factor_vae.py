@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from lit_generative.adversarial import Adversarial, Batch
 from lit_generative.errors import UserError
-from lit_generative.metrics import Moments
+from lit_generative.families.adversarial import Adversarial, Batch
+from lit_generative.metrics.aggregation import Moments
 from lit_generative.models.vae import VAE, Network
 from lit_generative.nn.mlp import mlp
-from lit_generative.precision import at_least_float32, for_weights
+from lit_generative.utils.precision import at_least_float32, for_weights
 
 
 def permute_dims(z: Tensor) -> Tensor:

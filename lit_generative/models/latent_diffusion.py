@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from lit_generative.denoising import DenoisingModel, Sampler
-from lit_generative.diffusion_bound import Bound, variational_bound
+from lit_generative.diffusion.elbo import Bound, variational_bound
 from lit_generative.errors import UserError, UserTypeError
-from lit_generative.first_stage import borrow
+from lit_generative.families.diffusion_model import DenoisingModel, Sampler
+from lit_generative.families.two_stage import borrow
 from lit_generative.nn.time_mlp import TimeMLP
 
 

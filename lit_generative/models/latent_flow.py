@@ -16,16 +16,16 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from lit_generative.bijections import Chain, Inverse
-from lit_generative.coupling import dense
 from lit_generative.errors import UserError
-from lit_generative.first_stage import borrow
-from lit_generative.interpolation import arcs, not_negative
+from lit_generative.families.two_stage import borrow
+from lit_generative.flows.bijections import Chain, Inverse
+from lit_generative.flows.coupling import dense
+from lit_generative.generative_model import GenerativeModel
 from lit_generative.likelihoods import finite_or_impossible, standard_normal
-from lit_generative.metrics import Moments
-from lit_generative.module import GenerativeModel
+from lit_generative.metrics.aggregation import Moments
 from lit_generative.nn.mlp import MLPAutoencoder
-from lit_generative.progress import progress
+from lit_generative.training.progress import progress
+from lit_generative.utils.interpolation import arcs, not_negative
 
 
 class LatentFlow(GenerativeModel):

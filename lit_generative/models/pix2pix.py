@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, pad
 
-from lit_generative.adversarial import Adversarial, Batch
-from lit_generative.batches import unpack
 from lit_generative.errors import UserError
+from lit_generative.families.adversarial import Adversarial, Batch
 from lit_generative.images import from_symmetric, to_symmetric, to_uint8
 from lit_generative.nn.pix2pix import PATCHES, Norm, PatchDiscriminator, UNetGenerator, authors_names
-from lit_generative.precision import at_least_float32, for_weights
+from lit_generative.training.batches import unpack
+from lit_generative.utils.precision import at_least_float32, for_weights
 
 
 class Pix2Pix(Adversarial):

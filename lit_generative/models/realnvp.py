@@ -14,16 +14,22 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MaxMetric
 
-from lit_generative.bijections import Bijection, Chain, Flatten, Inverse, Split, Squeeze
-from lit_generative.coupling import NORMS, Coupling, Halves, checkerboard, dense
-from lit_generative.dequantization import Logit, UniformDequantization, VariationalDequantization, dequantize, quantize
 from lit_generative.errors import UserError
-from lit_generative.interpolation import arcs, not_negative
+from lit_generative.flows.bijections import Bijection, Chain, Flatten, Inverse, Split, Squeeze
+from lit_generative.flows.coupling import NORMS, Coupling, Halves, checkerboard, dense
+from lit_generative.flows.dequantization import (
+    Logit,
+    UniformDequantization,
+    VariationalDequantization,
+    dequantize,
+    quantize,
+)
+from lit_generative.generative_model import GenerativeModel
 from lit_generative.likelihoods import bits_per_dim, finite_or_impossible, log_mean_exp, standard_normal
-from lit_generative.metrics import Moments
-from lit_generative.module import GenerativeModel
+from lit_generative.metrics.aggregation import Moments
 from lit_generative.nn.resnet import WeightNormResNet
-from lit_generative.randomness import batch_rng
+from lit_generative.utils.interpolation import arcs, not_negative
+from lit_generative.utils.rng import batch_rng
 
 Shape = tuple[int, int, int]
 

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from lit_generative.errors import UserError
-from lit_generative.interpolation import arcs
+from lit_generative.generative_model import GenerativeModel
 from lit_generative.likelihoods import LIKELIHOODS, Likelihood, bits_per_dim, in_bits, log_mean_exp
-from lit_generative.metrics import Moments
-from lit_generative.module import GenerativeModel
+from lit_generative.metrics.aggregation import Moments
 from lit_generative.nn.conv import ConvDecoder, ConvEncoder
 from lit_generative.nn.conv_dense import CONV3, CONV4, DenseConvDecoder, DenseConvEncoder
 from lit_generative.nn.mlp import MLPDecoder, MLPEncoder
-from lit_generative.precision import at_least_float32, for_weights
-from lit_generative.randomness import batch_rng
+from lit_generative.utils.interpolation import arcs
+from lit_generative.utils.precision import at_least_float32, for_weights
+from lit_generative.utils.rng import batch_rng
 
 Network = Literal["mlp", "conv", "conv3", "conv4"]
 NETWORKS: dict[Network, Any] = {

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_generative.adversarial import Batch
 from lit_generative.errors import UserError
-from lit_generative.gan import GAN
+from lit_generative.families.adversarial import Batch
+from lit_generative.families.gan import GAN
 from lit_generative.images import to_symmetric
 from lit_generative.nn.dcgan import DCGANDiscriminator, DCGANGenerator
-from lit_generative.precision import at_least_float32
+from lit_generative.utils.precision import at_least_float32
 
 
 def distance(critic: nn.Module, batch: Batch, fake: Tensor) -> Tensor:

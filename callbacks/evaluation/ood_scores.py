@@ -1,0 +1,251 @@
+"""How well a model's likelihood, raw and corrected, tells images of another kind from its own."""
+
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Generator, Tensor
+
+from callbacks._logging import log_image, run_folder
+from callbacks._plots import histograms
+from callbacks.base import EvaluationCallback
+from callbacks.evaluation._other_sets import other_sets, stored_test_images
+from callbacks.evaluation._tables import HOW, OWN, WARNING, score_table, short_table, write_scores
+from lit_generative.checkpoints.load import load_model
+from lit_generative.errors import UserError, UserTypeError
+from lit_generative.images import from_uint8
+from lit_generative.metrics import ood
+from lit_generative.metrics.aggregation import PerImage
+from lit_generative.protocols import HasLogProb, HasOODScores, require
+from lit_generative.utils.precision import exact, exact_device, for_weights
+from lit_generative.utils.rng import forked_rng, mixed_seed
+
+NEEDED = ("stored", "stored_depends_on", "as_test", "describe_conversion")  # of every set
+
+
+class OODScores(EvaluationCallback):
+    """Score test images and images of other sets, and log AUROC, AUPR and FPR at 95 % TPR of every pair and score.
+
+    The scores, higher where an image looks more out of distribution, are those of `metrics.ood`, and those that
+    the model itself offers (`HasOODScores`). All images go through the pipeline of the model's own data. Written beside
+    the test's results, in ``ood/``: a table, histograms, and the scores of every image.
+
+    Args:
+        data: The other sets, named after their classes; several of one class are numbered. One that is the model's own
+            set, of the same class, folder and options of its images, is left out; so is a repetition.
+        background: Checkpoint of a model of the background, for likelihood ratios.
+        synthetic: Also score uniform noise, constant images, and the test images flipped and inverted.
+        num_images: Images of each set, the same number of each, drawn by a fixed seed.
+        headline: The score whose AUROC, averaged over ``data``, stands for the model as ``ood/auroc_<headline>``; None:
+            input complexity, or what a model without likelihood says (``ood_headline``).
+        every_n_epochs: Score also in validation, to watch: nothing may be chosen by it; 0: in test only.
+        batch_size: Images scored at a time; the draws behind a stochastic bound depend on it.
+        resamples: Bootstrap resamples behind the intervals.
+        strict: Without it, what the model cannot do and sets that are not there are left out with one line.
+        seed: Of the images, the model's draws and the bootstrap.
+
+    Raises:
+        TypeError: The model has neither ``log_prob`` nor ``ood_scores``, or the data cannot give their images.
+    """
+
+    def __init__(
+        self,
+        data: list[LightningDataModule],
+        background: str | None = None,
+        synthetic: bool = True,
+        num_images: int = 2000,
+        headline: str | None = None,
+        every_n_epochs: int = 0,
+        batch_size: int = 128,
+        resamples: int = 1000,
+        strict: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if min(num_images, batch_size, resamples) < 1 or every_n_epochs < 0:
+            raise UserError("OODScores: num_images, batch_size and resamples start at 1, every_n_epochs at 0")
+        if headline == "ratio" and background is None:
+            raise UserError("OODScores: headline ratio needs the checkpoint of a background")
+        self.data, self.background, self.synthetic, self.num_images = data, background, synthetic, num_images
+        self.headline, self.every_n_epochs, self.batch_size = headline, every_n_epochs, batch_size
+        self.resamples, self.strict, self.seed = resamples, strict, seed
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sets: dict[str, Tensor] = {}  # what to score; empty: there is nothing to do
+        self._numbers: dict[str, Tensor] = {}  # of the images in their files
+        self._others: list[str] = []
+        self._background: Any = None
+        self._rows: dict[str, PerImage] = {}
+
+    # -- the start of a run ------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._reset()
+        if stage != "test" and not (stage == "fit" and self.every_n_epochs):
+            return
+        own: Any = getattr(trainer, "datamodule", None)
+        try:
+            require(pl_module, HasOODScores if isinstance(pl_module, HasOODScores) else HasLogProb, self)
+            for data in (own, *self.data):
+                if not all(hasattr(data, name) for name in NEEDED):
+                    name = type(data).__name__
+                    raise UserTypeError(f"OODScores: {name} does not give its images (`stored`, `as_test`)")
+        except UserTypeError as error:
+            if self.strict:
+                raise
+            rank_zero_info(f"no out-of-distribution scores: {error}")
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if (monitor := str(getattr(callback, "monitor", ""))).startswith("ood/"):
+                raise UserError(f"a checkpoint must not be chosen by {monitor}: these are test images")
+        if self.background is not None and not isinstance(pl_module, HasLogProb):
+            raise UserError("OODScores: a background is for likelihood ratios, and this model has no likelihood")
+        own_headline = "complexity" if isinstance(pl_module, HasLogProb) else getattr(pl_module, "ood_headline", "")
+        self._headline = self.headline or own_headline
+        self._pixels = "x".join(map(str, own.image_shape)) + (" binary pixels" if own.levels == 2 else " 8-bit pixels")
+        # images of other sets have no label that the model knows: all are scored alike
+        self._unlabelled = ", of images without labels" if getattr(pl_module, "classes", 0) else ""
+        self._kind = (getattr(pl_module, "log_prob_kind", "") or "not known") + self._unlabelled
+        if self.background is not None:
+            with forked_rng(self.seed):  # a network is drawn before its weights are read
+                self._background = load_model(self.background)
+            require(self._background, HasLogProb, self)
+            self._background.require_fitting(own)
+        self._add("train", own.stored("train")[0], own)
+        self._add("test", own.stored("test")[0], own)
+        sets = other_sets(own, self.data)
+        for name, other in sets.items():
+            if (images := stored_test_images(trainer, other, self.strict)) is None:
+                continue
+            if change := own.describe_conversion(images):
+                rank_zero_info(f"out-of-distribution images of {name}: {change}, as the model's own data")
+            self._add(name, images, own)
+            self._others.append(name)
+        numbered = [f"{name}: {data.data_dir}" for name, data in sets.items() if name != data.name]
+        self._folders = f" ({', '.join(numbered)})" if numbered else ""
+        if self.synthetic:
+            test = own.convert(own.stored("test")[0][self._numbers["test"]])
+            for name, images in ood.simple_images(test, self.seed).items():
+                self._sets[name], self._numbers[name] = own.as_test(images), self._numbers["test"]
+
+    def _add(self, name: str, images: Tensor, own: Any) -> None:
+        """Some images of a set, drawn by the seed, as the model meets its own in test."""
+        order = torch.randperm(len(images), generator=Generator().manual_seed(self.seed))
+        self._numbers[name] = order[: self.num_images]
+        self._sets[name] = own.as_test(images)[self._numbers[name]]
+
+    # -- looking at the images ---------------------------------------------------------------------
+
+    def evaluate(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
+        if not self._sets:
+            return
+        self._columns: list[str] = []
+        rank_zero_info(f"OODScores: looking at {', '.join(self._sets)}")
+        if self._background is not None:
+            self._background.to(pl_module.device)
+        for name, images in self._sets.items():
+            rows = self._rows[name] = PerImage().to(pl_module.device)
+            batches = images.split(self.batch_size)
+            for i in range(trainer.global_rank, max(len(batches), trainer.world_size), trainer.world_size):
+                mine = i < len(batches)  # a rank without a batch still has to know the columns
+                columns = self._columns_of(pl_module, batches[i if mine else 0], mixed_seed(self.seed, i))
+                self._columns = list(columns)
+                values = torch.stack([exact(c).to(exact_device(pl_module.device)) for c in columns.values()], -1)
+                index = i * self.batch_size + torch.arange(len(values), device=pl_module.device)
+                rows.update(values[: None if mine else 0], index[: None if mine else 0])
+
+    def _columns_of(self, model: Any, images: Tensor, seed: int) -> dict[str, Tensor]:
+        """Everything about each image that the scores are made of; the same draws whatever else is scored."""
+        x = from_uint8(images.to(model.device))
+        columns, own = {}, for_weights(x, model)
+        if isinstance(model, HasLogProb):
+            with forked_rng(seed, x.device):
+                columns["log_prob"] = model.log_prob(own)
+            columns["code_length"] = ood.code_length(images)
+            if self._background is not None:
+                with forked_rng(seed, x.device):
+                    columns["background"] = self._background.log_prob(x)
+        if isinstance(model, HasOODScores):
+            with forked_rng(seed, x.device):
+                columns |= ood.spread(model.ood_scores(own))
+        return columns
+
+    # -- numbers -----------------------------------------------------------------------------------
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._rows:
+            return
+        columns = {name: dict(zip(self._columns, rows.compute().T, strict=True)) for name, rows in self._rows.items()}
+        self._rows = {}
+        metrics = trainer.strategy.broadcast(self._evaluate(ood.gathered(columns)) if trainer.is_global_zero else {})
+        # the same everywhere: sync_dist only spares Lightning's warning
+        pl_module.log_dict({f"ood/{name}": value for name, value in metrics.items()}, sync_dist=True)
+
+    def _evaluate(self, columns: dict[str, dict[str, Tensor]]) -> dict[str, float]:
+        log_probs = {name: c.pop("log_prob") for name, c in columns.items() if "log_prob" in c}
+        self._scores = columns
+        for name, values in log_probs.items():
+            made_of = (
+                values,
+                log_probs["train"],
+                columns[name].pop("code_length"),
+                columns[name].pop("background", None),
+            )
+            self._scores[name] = ood.scores(*made_of) | columns[name]  # what is left is the model's own
+        inside = self._scores["test"]
+        metrics = {f"{name}/log_prob": float(values.mean()) for name, values in log_probs.items()}
+        measured = {
+            (name, score): ood.detection(inside[score], outside, self.resamples, self.seed)
+            for name in self._numbers
+            if name not in ("train", "test")
+            for score, outside in self._scores[name].items()
+        }
+        for (name, score), measures in measured.items():
+            metrics |= {f"{name}/{measure}_{score}": values[0] for measure, values in measures.items()}
+        self._auroc = {key: measures["auroc"][0] for key, measures in measured.items()}
+        self._table = score_table(self._scores, log_probs, self._kind, measured)
+        if self.headline and self.headline not in inside:
+            raise UserError(f"OODScores: no score is called {self.headline}: choose from {', '.join(inside)}")
+        if headline := [metrics[key] for n in self._others if (key := f"{n}/auroc_{self._headline}") in metrics]:
+            metrics[f"auroc_{self._headline}"] = sum(headline) / len(headline)
+        broken = sum(int((~values.isfinite()).sum()) for scores in self._scores.values() for values in scores.values())
+        metrics["not_finite"] = float(broken)
+        if broken:
+            rank_zero_warn(f"{broken} out-of-distribution scores are NaN or infinite: NaN counts against the score")
+        return metrics
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = run_folder(trainer)
+        if not self._sets or not trainer.is_global_zero:
+            return
+        warning = WARNING if "likelihood" in self._scores["test"] else OWN
+        print(f"\nAUROC of what is out of distribution\n{short_table(self._auroc)}\n{warning}")
+        for score in self._scores["test"]:
+            values = {name: scores[score] for name, scores in self._scores.items()}
+            log_image(trainer, folder, f"ood-{score}", histograms(values, f"{score} (higher: further out)"))
+        if folder is not None:
+            (folder / "ood").mkdir(parents=True, exist_ok=True)
+            (folder / "ood" / "table.md").write_text(f"{self.describe_test()}\n\n{self._table}\n\n{warning}\n")
+            write_scores(folder / "ood" / "scores.csv", self._numbers, self._scores)
+
+    def describe_test(self) -> str:
+        """The protocol of the numbers."""
+        if not self._sets:
+            return ""
+        text = (
+            f"test images against each set, up to {self.num_images:,} images of each, all brought to {self._pixels}; "
+            f"seed {self.seed}, {self.batch_size} at a time; "
+            f"95 % bootstrap intervals ({self.resamples} resamples); AUPR with the other set as positive class"
+        )
+        text += f"; ood/auroc_{self._headline}: mean over {', '.join(self._others) or 'no set'}{self._folders}"
+        if "likelihood" not in self._scores["test"]:
+            return f"{text}; {OWN}{self._unlabelled}"
+        return f"{text}; log p(x): {self._kind}; {HOW}"

@@ -1,0 +1,171 @@
+"""The first and last words of a run, and its numbers: what is run on what, how good it is, and where everything is."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from callbacks._logging import run_folder
+from callbacks.reporting._heading import heading
+from callbacks.reporting._lines import INDENT, duration, fact, number, numbers, place, wrapped
+from lit_generative.checkpoints.best import last_checkpoint, run_checkpoint
+from lit_generative.utils.files import set_aside
+
+
+class Report(Callback):
+    """Print what is run on what, a line for every validation, and at the end checkpoints, pictures, the test's table.
+
+    The test's numbers and one row to compare models by are also written, as ``results.json`` and ``results.md``.
+
+    Args:
+        networks: Print how many parameters each network has.
+    """
+
+    def __init__(self, networks: bool = True) -> None:
+        self.networks = networks
+        self._seen: dict[str, Tensor] = {}
+
+    def _print_heading(self, trainer: Trainer, model: LightningModule) -> None:
+        folder = run_folder(trainer)
+        if trainer.is_global_zero:
+            where = "none: nothing is written" if folder is None else str(folder)
+            print("\n".join([*heading(trainer, model, self.networks), fact("run folder", where)]), end="\n\n")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print_heading(trainer, pl_module)
+
+    on_test_start = on_predict_start = on_fit_start
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._print_heading(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        # a tensor that stays the same one was not logged again
+        new = {name: float(value) for name, value in logged.items() if value is not self._seen.get(name)}
+        self._seen = logged
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            values = {name.removeprefix("val/"): value for name, value in new.items()}
+            _print_numbers(f"validation of {type(pl_module).__name__}", values)
+        elif new:
+            monitor = getattr(run_checkpoint(trainer), "monitor", None) or "val/loss"
+            names = sorted(new, key=lambda name: name != monitor)  # that of the best checkpoint is the first
+            # what only repeats it, as an ELBO does its negative, is in the curves
+            names = [name for name in names if name == names[0] or abs(new[name]) != abs(new[names[0]])]
+            when, within = place(trainer), not trainer.is_last_batch
+            when += f", step {trainer.global_step:,}   val  " if within and "epoch" in when else "   val  "
+            print(wrapped(when, numbers({name.removeprefix("val/"): new[name] for name in names}), "  "))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero:
+            return
+        checkpoint: Any = run_checkpoint(trainer)
+        spent, best = getattr(pl_module, "training_seconds", 0.0), getattr(checkpoint, "best_model_score", None)
+        score = "" if best is None else f", best {checkpoint.monitor} {number(float(best))}"
+        print("\n" + fact("trained", f"{trainer.global_step:,} steps in {duration(spent)}{score}"))
+        if folder is None:
+            return
+        kept = Path(getattr(checkpoint, "best_model_path", ""))
+        if best is not None and kept.is_file():  # a full disk may have none
+            older = str(kept) in getattr(trainer.strategy.checkpoint_io, "lost", ())
+            note = "  (an older one: the best could not be written)" * older
+            print(f"{'best checkpoint':<{INDENT}}{_relative(kept)}{note}")
+        if (last := last_checkpoint(trainer)) is not None and last.is_file():
+            print(f"{'last checkpoint':<{INDENT}}{_relative(last)}")
+        _print_pictures(folder)
+        print(f"{'run folder':<{INDENT}}{folder}")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero:
+            return
+        logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
+        metrics = {name.removeprefix("test/"): v for name, v in logged.items() if name.startswith(("test/", "ood/"))}
+        data: Any = getattr(trainer, "datamodule", None)
+        speakers = (data, pl_module, *trainer.callbacks)  # type: ignore[attr-defined]
+        protocol: dict[str, str] = {}
+        for speaker in speakers:
+            if text := getattr(speaker, "describe_test", str)():
+                name = type(speaker).__name__
+                protocol[f"{name} {len(protocol)}" if name in protocol else name] = text
+        row = _row(pl_module, data, metrics)
+        table = [" | ".join(cells) for cells in (row, ["---"] * len(row), row.values())]
+        text = "".join(f"| {line} |\n" for line in table)
+        text += "".join(f"\n* {name}: {description}" for name, description in protocol.items()) + "\n"
+        # OODScores prints a table of its own
+        named = {name: value for name, value in metrics.items() if not name.startswith("ood/")}
+        _print_numbers(f"test of {type(pl_module).__name__}", named)
+        print(f"\n{text}")
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            known = {
+                name: value if math.isfinite(value) else None for name, value in metrics.items()
+            }  # JSON has no inf
+            results = {"row": row, "protocol": protocol, "metrics": known}
+            set_aside(folder / "results.json", folder / "results.md")
+            (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+            (folder / "results.md").write_text(text)
+            _print_pictures(folder)
+            print(f"{'run folder':<{INDENT}}{folder}")
+
+
+def _row(model: LightningModule, data: Any, metrics: dict[str, float]) -> dict[str, str]:
+    """One line to compare any two models by; what was not measured is a dash."""
+
+    def cell(name: str, form: str = ".3f") -> str:
+        error = metrics.get(f"{name}_stderr")
+        return (f"{metrics[name]:{form}}" if name in metrics else "-") + (f" ± {error:{form}}" if error else "")
+
+    distance = next((name for name in metrics if name.startswith("fid_")), "fid")
+    outside = next((name.removeprefix("ood/auroc_") for name in metrics if name.startswith("ood/auroc_")), "")
+    seconds = getattr(model, "training_seconds", 0.0)
+    return {
+        "model": type(model).__name__,
+        "data": type(data).__name__,
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "training, min": f"{seconds / 60:.2f}" if seconds else "-",
+        "samples/s": cell("samples_per_second", ",.0f" if metrics.get("samples_per_second", 0) >= 10 else ".2g"),
+        distance: cell(distance, ".2f"),
+        distance.replace("fid", "kid"): cell(distance.replace("fid", "kid"), ".4f"),
+        "precision": cell("precision"),
+        "recall": cell("recall"),
+        "density": cell("density"),
+        "coverage": cell("coverage"),
+        "NLL, nats": cell("nll", ".1f"),
+        "bits/dim": cell("bpd"),
+        "likelihood": getattr(model, "likelihood_kind", "") or "-",
+        f"OOD AUROC{outside and f' ({outside})'}": cell(f"ood/auroc_{outside}"),
+    }
+
+
+def _print_numbers(title: str, metrics: dict[str, float]) -> None:
+    print(f"\n{title}")
+    width = max([24, *(len(name) + 1 for name in metrics)])
+    for name, value in metrics.items():
+        if not name.endswith("_stderr"):
+            error = metrics.get(f"{name}_stderr")
+            print(f"  {name:<{width}}{value:>12.4f}" + (f"  ± {error:.4f}" if error is not None else ""))
+
+
+def _print_pictures(folder: Path) -> None:
+    """The newest picture of every kind."""
+    ending = re.compile(r"_(epoch\d+_step\d+|[a-z]+)$")  # what `log_image` appends
+    newest = {ending.sub("", path.stem): path for path in sorted((folder / "images").glob("*.png"))}
+    for i, path in enumerate(newest.values()):
+        if i == 0:
+            print(f"{'pictures':<{INDENT}}{path.parent}")
+        print(f"{'':<{INDENT}}{path.name}")
+
+
+def _relative(path: str | Path) -> Path:
+    absolute = Path(path)
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute

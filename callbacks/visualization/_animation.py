@@ -1,0 +1,37 @@
+"""Films of one moment of a model: what changes is not the epoch."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from callbacks._logging import log_animation, log_image, run_folder
+from callbacks.base import ImageCallback
+from lit_generative.errors import UserError
+from lit_generative.images import grid
+from lit_generative.utils.rng import forked_rng
+
+
+class Animation(ImageCallback):
+    """A GIF of ``frames``, and a picture with a row for each image and at most ``columns`` of its frames."""
+
+    columns = 16
+
+    def __init__(self, n: int, every: int, every_n_epochs: int, seed: int) -> None:
+        super().__init__(every_n_epochs, seed)
+        if min(n, every) < 1:
+            raise UserError(f"{type(self).__name__}: n and every start at 1, got {n} and {every}")
+        self.n, self.every = n, every
+
+    def frames(self, model: Any, batch: Any) -> Tensor:
+        """The frames of several images, ``(frames, n, C, H, W)`` in [0, 1]."""
+        raise NotImplementedError
+
+    def evaluate(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        with forked_rng(self.seed, pl_module.device):
+            frames = self.frames(pl_module, batch)
+        shown = torch.linspace(0, len(frames) - 1, min(len(frames), self.columns)).round().long()
+        folder = run_folder(trainer)
+        log_image(trainer, folder, self.name, grid(frames[shown].transpose(0, 1).flatten(0, 1), len(shown)))
+        log_animation(trainer, folder, self.name, [grid(frame, 4) for frame in frames])

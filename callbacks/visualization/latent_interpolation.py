@@ -1,0 +1,26 @@
+"""What lies between two samples."""
+
+from typing import Any
+
+from torch import Tensor
+
+from callbacks.base import ImageCallback
+from lit_generative.errors import UserError
+from lit_generative.images import grid
+from lit_generative.protocols import Interpolates
+
+
+class LatentInterpolation(ImageCallback):
+    """``n`` rows of ``steps`` images on the way from one sample to another."""
+
+    name, protocol, samples = "interpolations", Interpolates, True
+
+    def __init__(self, n: int = 8, steps: int = 10, every_n_epochs: int = 1, seed: int = 0) -> None:
+        super().__init__(every_n_epochs, seed)
+        if n < 1 or steps < 2:
+            raise UserError(f"{type(self).__name__}: n starts at 1, steps at 2; got {n} and {steps}")
+        self.n, self.steps = n, steps
+
+    def draw(self, model: Any, batch: Any) -> Tensor:
+        c = self.conditions.labels(self.n, model.device)
+        return grid(model.interpolate(self.n, self.steps, c), self.steps)

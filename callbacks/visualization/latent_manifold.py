@@ -1,0 +1,29 @@
+"""What lies between four images."""
+
+from typing import Any
+
+from torch import Tensor
+
+from callbacks.base import ImageCallback
+from lit_generative.errors import UserError
+from lit_generative.images import grid
+from lit_generative.protocols import HasLatent
+from lit_generative.utils.interpolation import manifold
+
+
+class LatentManifold(ImageCallback):
+    """``steps`` by ``steps`` images on the torus through four images of the first batch (Dinh et al., 2017)."""
+
+    name, protocol = "manifold", HasLatent
+
+    def __init__(self, steps: int = 8, every_n_epochs: int = 1, seed: int = 0) -> None:
+        super().__init__(every_n_epochs, seed)
+        if steps < 2:
+            raise UserError(f"{type(self).__name__}: steps starts at 2, got {steps}")
+        self.steps = steps
+
+    def draw(self, model: Any, batch: Any) -> Tensor:
+        x = batch[0].repeat(4, 1, 1, 1)[:4]  # of a smaller batch some images twice
+        z = model.encode(x)
+        points = manifold(z.flatten(1), self.steps).unflatten(1, z.shape[1:])
+        return grid(model.decode(points), self.steps)

@@ -1,0 +1,50 @@
+"""Whether samples are copies of training images."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.base import ImageCallback
+from lit_generative.errors import UserError, UserTypeError
+from lit_generative.images import from_uint8, grid, to_uint8
+from lit_generative.protocols import Samples
+
+
+class NearestNeighbours(ImageCallback):
+    """``n`` rows of a sample and the ``k`` training images nearest to it, by Euclidean distance of pixels.
+
+    All images of the training file, those split off for validation too.
+    """
+
+    name, protocol, samples = "neighbours", Samples, True
+
+    def __init__(self, n: int = 8, k: int = 7, every_n_epochs: int = 10, seed: int = 0) -> None:
+        super().__init__(every_n_epochs, seed)
+        if min(n, k) < 1:
+            raise UserError(f"{type(self).__name__}: n and k must be at least 1, got {n} and {k}")
+        self.n, self.k = n, k
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        data: Any = getattr(trainer, "datamodule", None)
+        if not (hasattr(data, "stored") and hasattr(data, "convert")):
+            raise UserTypeError(
+                f"NearestNeighbours: {type(data).__name__} does not give its images (`stored`, `convert`)"
+            )
+        if stage == "predict":
+            return
+        self.images = data.convert(data.stored("train")[0])
+        if self.k > len(self.images):
+            raise UserError(f"NearestNeighbours: k = {self.k}, but there are {len(self.images)} training images")
+
+    def draw(self, model: Any, batch: Any) -> Tensor:
+        x = to_uint8(self.conditions.draw(model, self.n)).cpu()
+        rows = [torch.cat([sample[None], self.images[self._nearest(sample)]]) for sample in x]
+        return grid(from_uint8(torch.cat(rows)), 1 + self.k)
+
+    def _nearest(self, sample: Tensor) -> Tensor:
+        flat = sample.flatten().float()
+        distances = [(chunk.flatten(1).float() - flat).square().sum(1) for chunk in self.images.split(10_000)]
+        return torch.cat(distances).topk(self.k, largest=False).indices

@@ -1,0 +1,28 @@
+"""How a diffusion turns images into noise."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from callbacks.visualization._animation import Animation
+from lit_generative.protocols import Diffuses
+
+
+class NoisingAnimation(Animation):
+    """The first ``n`` images of a batch at t = 0, ``every``, 2 ``every``, ..., with the same noise at every t.
+
+    A GIF, and a picture with a row for each image.
+    """
+
+    name, protocol = "noising", Diffuses
+
+    def __init__(self, n: int = 8, every: int = 20, every_n_epochs: int = 10, seed: int = 0) -> None:
+        super().__init__(n, every, every_n_epochs, seed)
+
+    def frames(self, model: Any, batch: Any) -> Tensor:
+        x, shown = batch[0][: self.n], []
+        for t in range(0, model.steps + 1, self.every):
+            torch.manual_seed(self.seed)  # within the forked RNG: one path for an image, not a new one at every t
+            shown.append(model.noised(x, torch.full((len(x),), t, device=x.device)))
+        return torch.stack(shown)

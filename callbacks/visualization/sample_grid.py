@@ -1,0 +1,28 @@
+"""A grid of samples, drawn from the same noise every time so that the pictures can be compared."""
+
+from typing import Any
+
+from torch import Tensor
+
+from callbacks.base import ImageCallback
+from lit_generative.errors import UserError
+from lit_generative.images import grid
+from lit_generative.protocols import Samples
+
+
+class SampleGrid(ImageCallback):
+    """``n`` samples, ``columns`` to a row; of a class-conditional model with labels and ``guidance`` (`Conditions`)."""
+
+    name, protocol, samples = "samples", Samples, True
+
+    def __init__(
+        self, n: int = 64, columns: int = 8, every_n_epochs: int = 1, seed: int = 0, guidance: float = 0.0
+    ) -> None:
+        super().__init__(every_n_epochs, seed)
+        self.guidance = guidance
+        if min(n, columns) < 1:
+            raise UserError(f"{type(self).__name__}: n and columns must be at least 1, got {n} and {columns}")
+        self.n, self.columns = n, columns
+
+    def draw(self, model: Any, batch: Any) -> Tensor:
+        return grid(self.conditions.draw(model, self.n), self.columns)

@@ -1,0 +1,100 @@
+"""What the command line does with a checkpoint alone, without data and without a Trainer."""
+
+import inspect
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import torch
+
+from lit_generative.checkpoints.load import load_model
+from lit_generative.checkpoints.pretrained import export_programs
+from lit_generative.errors import UserError, UserTypeError
+from lit_generative.images import grid, save_png, to_uint8
+from lit_generative.protocols import Samples
+from lit_generative.sampling import draw
+from lit_generative.utils.files import require_new, whole_file
+from lit_generative.utils.rng import forked_rng
+
+
+def sample(
+    ckpt_path: str,
+    n: int = 64,
+    output: str = "samples.png",
+    seed: int = 0,
+    batch_size: int = 256,
+    device: str = "cpu",
+    label: int | None = None,
+    options: dict[str, int | float | str] | None = None,
+) -> None:
+    """Draw images from a checkpoint; nothing but the checkpoint is needed.
+
+    Args:
+        ckpt_path: Checkpoint written by a training run.
+        n: Number of images.
+        output: ``x.png`` for one grid, ``x.npz`` for a uint8 array (n, H, W, C), else a folder for one PNG each.
+        seed: Seed of the noise.
+        batch_size: Images drawn at a time.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        label: Class of the images, of a model that knows classes; default: what it learned without labels.
+        options: What else the model's ``sample`` takes: ``--options.temperature 0.7`` for a flow.
+    """
+    target = Path(output)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{target} exists already: choose another --output, or remove it")
+    kind = target.suffix.lower()
+    if kind not in (".png", ".npz", ""):
+        raise UserError(f"--output takes x.png, x.npz or a folder without a suffix, not {target}")
+    if min(n, batch_size) < 1:
+        raise UserError(f"--n and --batch_size must be positive, got {n} and {batch_size}")
+    if seed.bit_length() > 63:
+        raise UserError(f"--seed takes at most 63 bits, got {seed}")
+    model: Any = load_model(ckpt_path)
+    try:
+        model.to(device)
+    except RuntimeError as error:
+        raise UserError(f"--device {device} cannot be used: {error}") from error
+    if not isinstance(model, Samples):
+        raise UserTypeError(f"a {type(model).__name__} cannot sample")
+    classes = getattr(model, "classes", 0)
+    if label is not None and not 0 <= label < classes:
+        raise UserError(f"label {label}: {type(model).__name__} knows {classes or 'no'} classes")
+    chosen: Any = options or {}
+    known = list(inspect.signature(model.sample).parameters)[2:]  # behind n and c
+    if unknown := [name for name in chosen if name not in known]:
+        raise UserError(f"{type(model).__name__} has no option {unknown[0]} of samples: it has {known or 'none'}")
+    for name, value in chosen.items():
+        hint = get_type_hints(model.sample).get(name)
+        numbers = [number for number in (float, int) if number in (hint, *get_args(hint))]
+        if numbers and not isinstance(value, (int, *numbers)):
+            raise UserError(f"--options.{name} takes {'an int' if numbers == [int] else 'a number'}, not {value}")
+    with forked_rng(seed, device):
+        labels = None if label is None else torch.full((n,), label, device=device)
+        parts = torch.arange(n).split(batch_size)
+        x = torch.cat([draw(model, len(i), None if labels is None else labels[i], **chosen).cpu() for i in parts])
+    if kind == ".png":
+        save_png(grid(x), target)
+    elif kind == ".npz":
+        import numpy as np
+
+        with whole_file(target) as file:
+            np.savez_compressed(file, images=to_uint8(x).permute(0, 2, 3, 1).numpy())
+    else:
+        for i, image in enumerate(x):
+            save_png(image, target / f"{i:06d}.png")
+    chosen = chosen if not classes else {"label": "none" if label is None else label} | chosen
+    said = "".join(f", {name} {value}" for name, value in chosen.items())
+    print(f"{n} samples of {type(model).__name__}{said}: {target}")
+
+
+def export(ckpt_path: str, output: str) -> None:
+    """Write a checkpoint's model for use elsewhere: safetensors and config.json, and its networks as programs.
+
+    Args:
+        ckpt_path: Checkpoint written by a training run.
+        output: Folder for ``model.safetensors``, ``config.json`` and ``<network>.pt2`` (`torch.export`).
+    """
+    model: Any = load_model(ckpt_path)
+    require_new(*(Path(output) / f"{name}.pt2" for name in model.programs()))  # before anything is written
+    model.save_pretrained(output)
+    programs = export_programs(model, output)
+    print(f"{type(model).__name__}: {output}/model.safetensors, {output}/config.json, {', '.join(map(str, programs))}")

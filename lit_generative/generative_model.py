@@ -1,0 +1,245 @@
+"""What every model shares under Lightning: checks at the start, checkpoints that name their class."""
+
+import inspect
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lit_generative.checkpoints.load import class_path
+from lit_generative.checkpoints.plain import PlainArguments, plain
+from lit_generative.checkpoints.pretrained import from_pretrained, save_pretrained, start_from
+from lit_generative.errors import UserError, UserTypeError
+from lit_generative.training.batches import TakesBatches, require_batches
+from lit_generative.training.log import TrainLog
+from lit_generative.training.precision import AnyPrecision
+from lit_generative.training.progress import begin_next_epoch, count_epochs, progress, resume_learning_rates
+from lit_generative.utils.rng import mixed_seed, rng_states, set_rng_states
+
+
+class GenerativeModel(TakesBatches, PlainArguments, AnyPrecision, TrainLog):
+    """A LightningModule with the plumbing that has nothing to do with any paper.
+
+    A model states ``image_shape`` and ``levels`` (256, or 2 for binary pixels); they are held against the data's
+    before the first batch, and against that batch, see `TakesBatches`.
+    """
+
+    monitor: str | None = "val/loss"  # what the best checkpoint is chosen by unless told otherwise; None: the last
+    likelihood_kind: str = ""  # what ``nll`` and ``bpd`` of `test` are: exact, or a bound and which; empty: none
+    log_prob_kind: str = ""  # the same of what `log_prob` gives by default
+    fixed: tuple[str, ...] = ()  # arguments that change what the weights mean: a checkpoint's cannot be overruled
+    training_seconds: float = 0.0  # wall time behind the weights without validation, over all runs that were resumed
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self._handed_on = {}  # of a run that did not come to train
+        self.require_fitting(getattr(self.trainer, "datamodule", None))
+        self.require_precision()
+        strategy: Any = self.trainer.strategy
+        synchronised = getattr(strategy, "_layer_sync", None) is not None and strategy.root_device.type == "cpu"
+        if stage == "fit" and synchronised and any(isinstance(m, _BatchNorm) for m in self.modules()):
+            raise UserError("batch norm cannot be synchronised on CPUs: add --trainer.sync_batchnorm false")
+
+    def require_fitting(self, data: Any) -> None:
+        """Raise a ValueError if the images that ``data`` promises are not those that the model is built for."""
+        shape, levels = getattr(data, "image_shape", None), getattr(data, "levels", None)
+        if not hasattr(self, "image_shape"):
+            raise UserTypeError(f"{type(self).__name__} must set image_shape, the (C, H, W) of its images")
+        model, source = type(self).__name__, type(data).__name__
+        if shape is not None and tuple(shape) != tuple(self.image_shape):
+            raise UserError(
+                f"{model} is built for images of shape {tuple(self.image_shape)}, but {source} gives {tuple(shape)}: "
+                f"set --model.image_shape '{list(shape)}', or --data.image_size"
+            )
+        if levels is not None and levels != self.levels:
+            remedy = f"choose --data.binarize {'dynamic' if self.levels == 2 else 'none'}, or another likelihood"
+            raise UserError(
+                f"{model} is built for pixels with {self.levels} levels, but {source} has {levels}: {remedy}"
+            )
+
+    def require_unused_parameters(self, why: str) -> None:
+        """Raise a ValueError if this run's DDP would stop at a step that leaves some parameters alone."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy):
+            options = strategy._ddp_kwargs
+            if options.get("static_graph") or not options.get("find_unused_parameters"):
+                raise UserError(
+                    f"{type(self).__name__} {why}, which plain DDP takes for a fault: set "
+                    "--trainer.strategy ddp_find_unused_parameters_true"
+                )
+
+    def require_length(self, option: str) -> None:
+        """Raise a ValueError if it is not known how long this run is."""
+        if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
+            raise UserError(f"{option} needs to know the length of the run: set --trainer.max_epochs or max_steps")
+
+    def save_hyperparameters(self, *args: Any, ignore: Any = (), frame: Any = None, logger: bool = True) -> None:
+        """Lightning's, without what a class only hands to its parents: ``cls(**model.hparams)`` rebuilds the model."""
+        own = inspect.signature(type(self)).parameters
+        if all(parameter.kind != parameter.VAR_KEYWORD for parameter in own.values()):
+            parents = {name for cls in type(self).__mro__ for name in inspect.signature(cls).parameters}
+            ignore = [*ignore, *(parents - own.keys())]
+        super().save_hyperparameters(*args, ignore=ignore, frame=frame or sys._getframe(1), logger=logger)
+
+    def start_from(self, source: str | None) -> None:
+        """Take those weights of ``source``, if there is one, that fit; see `pretrained.start_from`."""
+        if source is not None:
+            start_from(self, source)
+
+    def translated(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of another's layout that the model knows under our names; others as they are."""
+        return state
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the weights and what rebuilds the model into a folder; see `pretrained.save_pretrained`."""
+        save_pretrained(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> "GenerativeModel":
+        """The model that `save_pretrained` wrote, in eval mode on the CPU; see `pretrained.from_pretrained`.
+
+        Raises:
+            TypeError: It is none of this class.
+        """
+        model = from_pretrained(source)
+        if not isinstance(model, cls):
+            raise UserTypeError(f"{source} holds a {type(model).__name__}, no {cls.__name__}")
+        return model
+
+    def programs(self) -> dict[str, tuple[torch.nn.Module, tuple[Tensor, ...]]]:
+        """The networks that ``train.py export`` writes as programs, by name, each with an example of its inputs.
+
+        The first dimension of inputs and outputs is the batch; ranges are those of the network.
+        """
+        return {}
+
+    def describe_test(self) -> str:
+        """The protocol behind the numbers that ``test`` logs, in one line."""
+        return ""
+
+    # -- optimisation ------------------------------------------------------------------------------
+
+    @property
+    def fused(self) -> bool:
+        """Whether optimisers may be fused, which is faster: Lightning's mixed precision cannot clip behind those."""
+        trainer = self._trainer
+        mixed = trainer is not None and isinstance(trainer.precision_plugin, MixedPrecision)
+        return not (mixed and self.trainer.gradient_clip_val)
+
+    def with_decay(self, optimizer: torch.optim.Optimizer, decay_from: float, warmup: int = 0) -> Any:
+        """The optimiser with a learning rate that falls linearly to 0 from that fraction of the run on; 1: never.
+
+        In the first ``warmup`` steps it rises linearly. A resumed run of another length follows the schedule of that
+        length from where it stands, see `progress`.
+        """
+        if decay_from >= 1 and not warmup:
+            return optimizer
+        if decay_from < 1:
+            self.require_length("decay_from < 1")
+
+        def factor(step: int) -> float:
+            rise = min(1.0, (step + 1) / (warmup + 1))
+            return rise if decay_from >= 1 else min(rise, (1 - progress(self.trainer)) / (1 - decay_from))
+
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
+
+    # -- randomness and checkpoints ----------------------------------------------------------------
+
+    # What a checkpoint hands to the training that goes on from it: `Trainer.fit` with its path, and nothing else, does
+    # so. Whoever only loads or tests it, and trains then, begins.
+    handed_on: tuple[str, ...] = ("rng_state", "train_log", LightningModule.CHECKPOINT_HYPER_PARAMS_KEY)
+    _handed_on: Mapping[str, Any] = MappingProxyType({})
+    _started: float | None = None
+
+    def teardown(self, stage: str) -> None:
+        require_batches(self.trainer)
+
+    def on_train_start(self) -> None:
+        require_batches(self.trainer)
+        begin_next_epoch(self.trainer)
+        self._started = time.perf_counter()
+        handed_on, self._handed_on = self._handed_on, {}
+        self.start_training(handed_on)
+
+    def start_training(self, handed_on: Mapping[str, Any]) -> None:
+        """Go on from the entries ``handed_on`` of a checkpoint; begin where there are none."""
+        self.start_log(handed_on.get("train_log"))
+        states = handed_on.get("rng_state")
+        if states is not None and len(states["cpu"]) == self.processes:  # each process draws its own noise
+            set_rng_states({kind: state[self.global_rank] for kind, state in states.items()}, self.device)
+        elif self.processes > 1:  # each its own noise, and none twice
+            torch.manual_seed(mixed_seed(torch.initial_seed() % 2**32, self.global_rank, self.trainer.global_step))
+        if handed_on:
+            before = handed_on.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("lr")
+            resume_learning_rates(self.trainer, before, self.hparams.get("lr"))
+
+    def _stop_clock(self, go_on: bool = False) -> None:
+        now = time.perf_counter()
+        self.training_seconds += 0.0 if self._started is None else now - self._started
+        self._started = now if go_on else None
+
+    def on_validation_start(self) -> None:
+        self._stop_clock()
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self._started = time.perf_counter()
+
+    def on_train_end(self) -> None:
+        self._stop_clock()
+
+    # Whoever looks at the model after training sees it in eval mode; a second training takes the modes of the first,
+    # in which the user may have fixed some parts.
+
+    _trained: tuple[torch.nn.Module, ...] = ()
+
+    def on_fit_end(self) -> None:
+        self._trained = tuple(m for m in self.modules() if m.training)
+        self.eval()
+
+    def on_fit_start(self) -> None:
+        for module in self._trained:
+            module.training = True
+        self._trained = ()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.training_seconds = checkpoint.get("training_seconds", 0.0)
+        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
+            return
+        if "ema" in checkpoint:
+            # a checkpoint's weights are averages, for whoever looks; training goes on with those that were averaged
+            state, other = checkpoint["state_dict"], checkpoint["ema"]["weights"]
+            for name in other:
+                state[name], other[name] = other[name], state[name]
+        count_epochs(checkpoint)
+        self._handed_on = {key: checkpoint[key] for key in self.handed_on if key in checkpoint}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample.
+
+        Last of all: what was added before is made of plain types here.
+        """
+        self.require_finite_weights(checkpoint["state_dict"])
+        checkpoint["rng_state"] = {
+            kind: (self.all_gather(state.to(self.device)).cpu() if self.processes > 1 else state[None])  # type: ignore[union-attr]
+            for kind, state in rng_states(self.device).items()
+        }  # (processes, bytes)
+        self._stop_clock(go_on=self._started is not None)
+        checkpoint["training_seconds"] = self.training_seconds
+        checkpoint["train_log"] = self.log_begun()
+        checkpoint["class_path"] = class_path(self)
+        data = getattr(self._trainer, "datamodule", None)
+        if data is not None and data.hparams:
+            checkpoint["data"] = {"class_path": class_path(data), "init_args": dict(data.hparams)}
+        checkpoint |= {key: plain(value) for key, value in checkpoint.items() if key != "state_dict"}

@@ -1,0 +1,80 @@
+"""Statistics over images that hold on any number of processes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from lit_generative.utils.precision import Move, device_only, exact
+
+
+class Accumulator(Metric):
+    """A metric whose states a training can go on with after a test, which runs in inference mode, has reset them.
+
+    They keep their dtype whatever the model's becomes; float64 stays on the CPU for devices that have none.
+    """
+
+    full_state_update = False
+
+    def _apply(self, fn: Move, exclude_state: Sequence[str] = "") -> nn.Module:
+        return super()._apply(device_only(fn, self.device), exclude_state)
+
+    def reset(self) -> None:
+        with torch.inference_mode(False):
+            super().reset()
+
+
+class Moments(Accumulator):
+    """Mean, variance and standard error over images of ``features`` numbers per image, float64, summed over ranks.
+
+    ``update`` takes ``(B, features)``; its accumulation is exact however the images are split into batches or ranks.
+    """
+
+    count: Tensor
+    total: Tensor
+    total_of_squares: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(features, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total_of_squares", torch.zeros(features, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        values = exact(values)
+        self.count += len(values)
+        self.total += values.sum(0)
+        self.total_of_squares += values.square().sum(0)
+
+    def compute(self) -> Tensor:
+        """Mean, unbiased variance, standard error of the mean and number of images, ``(4, features)``."""
+        mean = self.total / self.count
+        variance = (self.total_of_squares - self.count * mean.square()).clamp(min=0) / (self.count - 1).clamp(min=1)
+        variance = variance.nan_to_num(nan=torch.inf)  # where a value was infinite
+        return torch.stack([mean, variance, (variance / self.count).sqrt(), self.count.expand_as(mean)])
+
+
+class PerImage(Accumulator):
+    """Rows of numbers, one for each image, in the images' order however they are split into batches and ranks.
+
+    ``update`` takes the rows ``(B, d)`` and the images' numbers ``(B,)``, each in one batch of one rank.
+    """
+
+    rows: list[Tensor]
+    index: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", [], dist_reduce_fx="cat")
+        self.add_state("index", [], dist_reduce_fx="cat")
+
+    def update(self, rows: Tensor, index: Tensor) -> None:
+        self.rows.append(rows)
+        self.index.append(index.to(rows.device))
+
+    def compute(self) -> Any:
+        """All rows, ``(N, d)``, on the CPU."""
+        return dim_zero_cat(self.rows)[dim_zero_cat(self.index).argsort()].cpu()

@@ -1,0 +1,154 @@
+"""What the dimensions of a latent space hold: parts of the KL term, and scores where an image's factors are known."""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+from torch.distributions import Normal
+from torch.nn.functional import one_hot
+
+from lit_generative.errors import UserError
+from lit_generative.utils.precision import exact
+
+PAIRS = 2**21  # numbers looked at together in `kl_decomposition`: 8 MB
+
+
+def kl_decomposition(q: Normal, z: Tensor, count: int) -> dict[str, Tensor]:
+    """The mean KL(q(z|x) || p(z)) in three parts, nats (Hoffman & Johnson, 2016; Chen et al., 2018, Eq. 2).
+
+    ``mutual_information`` = KL(q(z, n) || q(z) p(n)) of z and the number n of its image; ``total_correlation`` =
+    KL(q(z) || prod_j q(z_j)); ``dimension_wise_kl`` = sum_j KL(q(z_j) || p(z_j)). The aggregate q(z) of ``count``
+    images is estimated from the M at hand as in Chen et al., Appendix C, but with the image's own posterior weighted
+    1 / count and the others sharing the rest, so that the estimate of q(z) is unbiased; with M = count it is exact.
+    What has a closed form is taken from it, so that the three sum to the mean KL of the M images.
+
+    The log of an estimate falls short of the log where M is too small for the dimensions. The mutual information of so
+    many images is at most log(count), but for the noise of the draws; where posteriors are narrow enough to reach it,
+    total correlation holds the rest of the KL, whatever the dependence of the latents.
+
+    Args:
+        q: Posteriors of M images, batch shape ``(M, latent)``.
+        z: One draw of each, ``(M, latent)``.
+        count: Images of the set that the M were drawn from.
+    """
+    m, latent = z.shape
+    if not 2 <= m <= count:
+        raise UserError(f"the decomposition needs at least 2 posteriors and no more than images; got {m} of {count}")
+    others = math.log((count - 1) / (m - 1) / count)
+    log_joint, log_product = [], []
+    for rows in torch.arange(m, device=z.device).split(max(1, PAIRS // (m * latent))):
+        log_q = q.log_prob(z[rows, None])  # (rows, M, latent)
+        weight = torch.full((len(rows), m, 1), others, device=z.device, dtype=z.dtype)
+        weight[torch.arange(len(rows)), rows] = -math.log(count)
+        log_joint.append((log_q.sum(-1, keepdim=True) + weight).logsumexp(1).squeeze(-1))
+        log_product.append((log_q + weight).logsumexp(1).sum(-1))
+    log_qz, log_qzj = torch.cat(log_joint).mean(), torch.cat(log_product).mean()
+    cross_entropy = 0.5 * (q.loc.square() + q.scale.square() + math.log(2 * math.pi)).sum(-1).mean()
+    return {
+        "mutual_information": -q.entropy().sum(-1).mean() - log_qz,
+        "total_correlation": log_qz - log_qzj,
+        "dimension_wise_kl": log_qzj + cross_entropy,
+    }
+
+
+def total_correlation_bound(z: Tensor, bins: int = 8) -> Tensor:
+    """A lower bound on the total correlation of q(z), from draws ``(N, latent)``, nats: what their pairs hold.
+
+    The total correlation is at least the sum of I(z_i; z_j) over the edges of any tree of dimensions, here the one that
+    sums to most (Chow & Liu, 1968). The mutual information is that of ``bins`` of equal counts, which is less than that
+    of the numbers. What as many independent draws would seem to have is subtracted. Unlike `kl_decomposition` it holds
+    however narrow the posteriors are; it is blind to what only three or more dimensions show together.
+    """
+    independent = torch.rand(z.shape, device=z.device)  # only ranks matter
+    return heaviest_tree(pairwise_information(z, bins)) - heaviest_tree(pairwise_information(independent, bins))
+
+
+def pairwise_information(z: Tensor, bins: int) -> Tensor:
+    """I(z_i; z_j) of draws ``(N, d)``, each dimension in ``bins`` of equal counts, nats ``(d, d)``."""
+    cells = z.argsort(0).argsort(0) * bins // len(z)
+    member = one_hot(cells, bins).flatten(1).float()
+    joint = exact(member.T @ member) / len(z)  # counts up to 2^24 are exact
+    entropies = torch.special.entr(joint).unflatten(0, (-1, bins)).unflatten(2, (-1, bins)).sum((1, 3))  # (d, d)
+    own = entropies.diagonal()
+    return own[:, None] + own - entropies
+
+
+def heaviest_tree(weights: Tensor) -> Tensor:
+    """The sum of the edges of a maximum spanning tree (Prim, 1957) of symmetric weights ``(d, d)``."""
+    total = weights.new_zeros(())
+    outside, reach = torch.ones(len(weights), dtype=torch.bool), weights[0]
+    outside[0] = False
+    while outside.any():
+        best = reach.masked_fill(~outside.to(reach.device), -math.inf).argmax()
+        total, outside[best] = total + reach[best], False
+        reach = torch.maximum(reach, weights[best])
+    return total
+
+
+def mutual_information_gap(codes: Tensor, factors: Tensor, bins: int = 20) -> float:
+    """MIG (Chen et al., 2018, Eq. 6): how much more of each factor its best dimension tells than the second best.
+
+    Codes ``(N, latent)`` are put into ``bins`` of equal width (as Locatello et al., 2019, do); factors ``(N, F)`` are
+    int64, those of one value are left out. In [0, 1].
+    """
+    low, high = codes.amin(0), codes.amax(0)
+    width = (high - low).clamp(min=torch.finfo(codes.dtype).tiny)
+    binned = ((codes - low) / width * bins).long().clamp(0, bins - 1)
+    gaps = []
+    for factor in factors.T:
+        if (factor == factor[0]).all():  # there is nothing to tell
+            continue
+        values = int(factor.max()) + 1
+        of_factor = _entropy(torch.bincount(factor).double())
+        information = []
+        for code in binned.T:
+            joint = torch.bincount(code * values + factor, minlength=bins * values).view(bins, values).double()
+            information.append(_entropy(joint.sum(0)) + _entropy(joint.sum(1)) - _entropy(joint.flatten()))
+        best = torch.tensor([*information, 0.0]).topk(2).values  # with one dimension, the second tells nothing
+        gaps.append(float(best[0] - best[1]) / of_factor)
+    return sum(gaps) / len(gaps) if gaps else math.nan
+
+
+def _entropy(counts: Tensor) -> float:
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * p.log()).sum())
+
+
+def factor_vae_score(
+    codes: Tensor, factors: Tensor, votes: int = 800, images: int = 100, active: Tensor | None = None, seed: int = 0
+) -> float:
+    """The metric of Kim & Mnih (2018, Section 4): does the dimension that varies least tell which factor is fixed?
+
+    A vote fixes one value of one factor, takes ``images`` codes of it and names the dimension whose variance, relative
+    to that over all codes, is the smallest. The score is how often a majority vote of ``votes`` such pairs is right
+    about as many new ones, in [0, 1].
+
+    Args:
+        codes: ``(N, latent)``; the images of one factor value must be among the N.
+        factors: int64 ``(N, F)``.
+        active: Which dimensions may be named, bool ``(latent,)``; default: those that vary at all. Without any, 0.
+    """
+    variance = codes.double().var(0)
+    # a code that is the same number everywhere varies by rounding
+    varying = variance > 1e-10 * codes.double().square().mean(0).clamp(min=1e-30)
+    usable = (varying if active is None else active & varying).nonzero().squeeze(1)
+    if not len(usable):
+        return 0.0
+    generator = Generator().manual_seed(seed)
+    scaled = codes.double()[:, usable] / variance[usable].sqrt()
+    dims, count = len(usable), factors.shape[1]
+
+    def table() -> Tensor:
+        """How often each dimension was named for each factor, ``(dims, F)``."""
+        named = torch.zeros(dims, count)
+        for _ in range(votes):
+            factor = int(torch.randint(count, (), generator=generator))
+            value = factors[int(torch.randint(len(factors), (), generator=generator)), factor]
+            (same,) = (factors[:, factor] == value).nonzero(as_tuple=True)
+            chosen = same[torch.randint(len(same), (images,), generator=generator)]
+            named[scaled[chosen].var(0).argmin(), factor] += 1
+        return named
+
+    majority = table().argmax(1)
+    checked = table()
+    return float(checked[torch.arange(dims), majority].sum() / votes)

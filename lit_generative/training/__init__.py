@@ -1,0 +1,1 @@
+"""What every training step and run needs, whatever the model."""
