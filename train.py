@@ -35,7 +35,7 @@ from callbacks import (
     WandbRecord,
 )
 from lit_generative.checkpoints.best import DEFAULT_MONITOR, BestModelCheckpoint
-from lit_generative.checkpoints.last import LastCheckpoint, WholeCheckpoints, newest_checkpoint
+from lit_generative.checkpoints.last import AtomicCheckpointIO, LastCheckpoint, newest_checkpoint
 from lit_generative.checkpoints.load import (
     data_config,
     import_classes,
@@ -257,7 +257,7 @@ class CLI(LightningCLI):
             kwargs["logger"] = self._loggers(config, folder, name)
         plugins = as_list(config.trainer.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins.append(WholeCheckpoints())
+            plugins.append(AtomicCheckpointIO())
         kwargs["plugins"] = plugins
         callbacks: list[Callback] = as_list(config.trainer.callbacks)
         pictures = config.trainer.callbacks != [] and not config.trainer.barebones  # []: none

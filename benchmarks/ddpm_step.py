@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from lit_generative.diffusion.parameterization import denoising_losses, estimate
-from lit_generative.diffusion.samplers import ddim, subsequence
+from lit_generative.diffusion.samplers import ddim, power_timesteps
 from lit_generative.diffusion.schedules import linear
 from lit_generative.nn.unet import UNet
 
@@ -35,7 +35,7 @@ def ours(channels, blocks, patch, attention_at, groups):
         def denoise(x_t, t):
             return estimate(schedule, "eps", x_t, net(x_t, t - 1), t).clamp(-1, 1)
 
-        return ddim(denoise, torch.randn(n, *SHAPE), schedule, subsequence(1000, STEPS))
+        return ddim(denoise, torch.randn(n, *SHAPE), schedule, power_timesteps(1000, STEPS))
 
     return net, loss, sample
 

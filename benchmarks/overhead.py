@@ -60,15 +60,15 @@ class Data(LightningDataModule):
 
 
 class Clock(Callback):
-    """Time between the starts of the step ``warmup`` and of the one ``steps`` later."""
+    """Time between the starts of the step ``lr_warmup_steps`` and of the one ``steps`` later."""
 
-    def __init__(self, steps, warmup=WARMUP):
-        self.steps, self.warmup = steps, warmup
+    def __init__(self, steps, lr_warmup_steps=WARMUP):
+        self.steps, self.lr_warmup_steps = steps, lr_warmup_steps
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if batch_idx == self.warmup:
+        if batch_idx == self.lr_warmup_steps:
             self.start = time.perf_counter()
-        elif batch_idx == self.warmup + self.steps:
+        elif batch_idx == self.lr_warmup_steps + self.steps:
             self.milliseconds = (time.perf_counter() - self.start) / self.steps * 1000
 
 

@@ -42,11 +42,11 @@ class Block(nn.Module):
 
 
 class AuthorsGenerator(nn.Module):
-    def __init__(self, levels, width, dropout=0.5):
+    def __init__(self, num_downs, width, dropout=0.5):
         super().__init__()
-        channels = [width * min(8, 2**i) for i in range(levels)]
+        channels = [width * min(8, 2**i) for i in range(num_downs)]
         block = None
-        for i in reversed(range(1, levels)):
+        for i in reversed(range(1, num_downs)):
             # between the innermost block and the narrower ones, as in their code: num_downs - 5 of them
             dropped = width * 8 == channels[i - 1] and block is not None
             block = Block(channels[i - 1], channels[i], block, dropout=dropout * dropped)
@@ -64,9 +64,9 @@ def authors_discriminator(width):
     return nn.Sequential(*layers, nn.Conv2d(8 * width, 1, 4, 1, 1))
 
 
-def bare(batches, levels, width):
+def bare(batches, num_downs, width):
     """Seconds of the authors' loop: the discriminator first or last makes no difference to its time."""
-    generator, discriminator = AuthorsGenerator(levels, width), authors_discriminator(width)
+    generator, discriminator = AuthorsGenerator(num_downs, width), authors_discriminator(width)
     adams = [torch.optim.Adam(n.parameters(), 2e-4, (0.5, 0.999)) for n in (generator, discriminator)]
     optimizer_g, optimizer_d = adams
 
@@ -97,7 +97,7 @@ class Clock(Callback):
         self.seconds = time.perf_counter() - self.start
 
 
-def through_trainer(batches, levels, width, size):
+def through_trainer(batches, num_downs, width, size):
     clock = Clock()
     trainer = Trainer(
         accelerator="cpu",
@@ -108,7 +108,9 @@ def through_trainer(batches, levels, width, size):
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    trainer.fit(Pix2Pix(image_shape=(3, size, size), levels=levels, width=width), DataLoader(batches, batch_size=None))
+    trainer.fit(
+        Pix2Pix(image_shape=(3, size, size), num_downs=num_downs, width=width), DataLoader(batches, batch_size=None)
+    )
     return clock.seconds
 
 
@@ -118,13 +120,13 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    levels = args.size.bit_length() - 1
+    num_downs = args.size.bit_length() - 1
     batches = [tuple(torch.rand(2, args.batch, 3, args.size, args.size)) for _ in range(args.steps)]
     times = {"ours": [], "authors' networks, bare": []}
-    bare(batches[:2], levels, args.width), through_trainer(batches[:2], levels, args.width, args.size)
+    bare(batches[:2], num_downs, args.width), through_trainer(batches[:2], num_downs, args.width, args.size)
     for _ in range(args.rounds):
-        times["ours"].append(through_trainer(batches, levels, args.width, args.size))
-        times["authors' networks, bare"].append(bare(batches, levels, args.width))
+        times["ours"].append(through_trainer(batches, num_downs, args.width, args.size))
+        times["authors' networks, bare"].append(bare(batches, num_downs, args.width))
     images = args.steps * args.batch
     print(f"{args.size}x{args.size}, width {args.width}, batches of {args.batch}, {args.threads} threads; medians")
     for name, seconds in times.items():

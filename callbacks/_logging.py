@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_generative.images import save_png, to_uint8
-from lit_generative.utils.files import whole_file
+from lit_generative.utils.files import atomic_write
 
 
 def run_folder(trainer: Trainer) -> Path | None:
@@ -68,7 +68,7 @@ def write_animation(trainer: Trainer, path: Path, pictures: list[Image.Image], s
     """Write an animated GIF of those pictures that have the size of the last, and show it where a logger can."""
     frames = [picture.convert("RGB").quantize(64) for picture in pictures if picture.size == pictures[-1].size]
     try:
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             timing: Any = {"duration": round(1000 * seconds), "loop": 0}
             frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], **timing)
     except OSError as error:

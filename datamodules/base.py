@@ -75,7 +75,7 @@ class ImageData(PlainArguments, StoredFiles):
         self.resize, self.binarize, self.random_flip, self.mutation = resize, binarize, random_flip, mutation
         self.download, self.bundled = download, bundled
         self.image_shape = (self.shape[0], size, size)
-        self.levels = 256 if binarize == "none" else 2
+        self.num_levels = 256 if binarize == "none" else 2
         self._sets: dict[str, tuple[Tensor, Tensor]] = {}  # "train", "val", "test", as `read` gives them; and which of
         self._rows: dict[str, Tensor] = {}  # these images are in the set, if not all
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from datamodules.files import DataError, listed
 from datamodules.folders import formats
 from lit_generative.errors import UserError
-from lit_generative.utils.files import whole_file
+from lit_generative.utils.files import atomic_write
 
 Files = tuple[Path, ...]  # of one image
 
@@ -201,7 +201,7 @@ def _write(
 def _replace(target: Path, content: Iterable[bytes]) -> None:
     """Write a file that appears whole or not at all."""
     try:
-        with whole_file(target, shared=True) as file:
+        with atomic_write(target, shared=True) as file:
             file.writelines(content)
     except OSError as error:
         raise DataError(f"{target} cannot be written ({error.strerror}): choose another cache_dir") from error

@@ -30,14 +30,16 @@ from lit_generative.utils.rng import mixed_seed, rng_states, set_rng_states
 class GenerativeModel(TakesBatches, PlainArguments, AnyPrecision, TrainLog):
     """A LightningModule with the plumbing that has nothing to do with any paper.
 
-    A model states ``image_shape`` and ``levels`` (256, or 2 for binary pixels); they are held against the data's
+    A model states ``image_shape`` and ``num_levels`` (256, or 2 for binary pixels); they are held against the data's
     before the first batch, and against that batch, see `TakesBatches`.
     """
 
     monitor: str | None = "val/loss"  # what the best checkpoint is chosen by unless told otherwise; None: the last
     likelihood_kind: str = ""  # what ``nll`` and ``bpd`` of `test` are: exact, or a bound and which; empty: none
     log_prob_kind: str = ""  # the same of what `log_prob` gives by default
-    fixed: tuple[str, ...] = ()  # arguments that change what the weights mean: a checkpoint's cannot be overruled
+    immutable_hparams: tuple[
+        str, ...
+    ] = ()  # arguments that change what the weights mean: a checkpoint's cannot be overruled
     training_seconds: float = 0.0  # wall time behind the weights without validation, over all runs that were resumed
 
     def setup(self, stage: str) -> None:
@@ -52,7 +54,7 @@ class GenerativeModel(TakesBatches, PlainArguments, AnyPrecision, TrainLog):
 
     def require_fitting(self, data: Any) -> None:
         """Raise a ValueError if the images that ``data`` promises are not those that the model is built for."""
-        shape, levels = getattr(data, "image_shape", None), getattr(data, "levels", None)
+        shape, num_levels = getattr(data, "image_shape", None), getattr(data, "num_levels", None)
         if not hasattr(self, "image_shape"):
             raise UserTypeError(f"{type(self).__name__} must set image_shape, the (C, H, W) of its images")
         model, source = type(self).__name__, type(data).__name__
@@ -61,10 +63,10 @@ class GenerativeModel(TakesBatches, PlainArguments, AnyPrecision, TrainLog):
                 f"{model} is built for images of shape {tuple(self.image_shape)}, but {source} gives {tuple(shape)}: "
                 f"set --model.image_shape '{list(shape)}', or --data.image_size"
             )
-        if levels is not None and levels != self.levels:
-            remedy = f"choose --data.binarize {'dynamic' if self.levels == 2 else 'none'}, or another likelihood"
+        if num_levels is not None and num_levels != self.num_levels:
+            remedy = f"choose --data.binarize {'dynamic' if self.num_levels == 2 else 'none'}, or another likelihood"
             raise UserError(
-                f"{model} is built for pixels with {self.levels} levels, but {source} has {levels}: {remedy}"
+                f"{model} is built for pixels with {self.num_levels} levels, but {source} has {num_levels}: {remedy}"
             )
 
     def require_unused_parameters(self, why: str) -> None:
@@ -96,7 +98,7 @@ class GenerativeModel(TakesBatches, PlainArguments, AnyPrecision, TrainLog):
         if source is not None:
             start_from(self, source)
 
-    def translated(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of another's layout that the model knows under our names; others as they are."""
         return state
 
@@ -136,20 +138,20 @@ class GenerativeModel(TakesBatches, PlainArguments, AnyPrecision, TrainLog):
         mixed = trainer is not None and isinstance(trainer.precision_plugin, MixedPrecision)
         return not (mixed and self.trainer.gradient_clip_val)
 
-    def with_decay(self, optimizer: torch.optim.Optimizer, decay_from: float, warmup: int = 0) -> Any:
+    def with_decay(self, optimizer: torch.optim.Optimizer, lr_decay_start: float, lr_warmup_steps: int = 0) -> Any:
         """The optimiser with a learning rate that falls linearly to 0 from that fraction of the run on; 1: never.
 
-        In the first ``warmup`` steps it rises linearly. A resumed run of another length follows the schedule of that
-        length from where it stands, see `progress`.
+        In the first ``lr_warmup_steps`` steps it rises linearly. A resumed run of another length follows the schedule
+        of that length from where it stands, see `progress`.
         """
-        if decay_from >= 1 and not warmup:
+        if lr_decay_start >= 1 and not lr_warmup_steps:
             return optimizer
-        if decay_from < 1:
-            self.require_length("decay_from < 1")
+        if lr_decay_start < 1:
+            self.require_length("lr_decay_start < 1")
 
         def factor(step: int) -> float:
-            rise = min(1.0, (step + 1) / (warmup + 1))
-            return rise if decay_from >= 1 else min(rise, (1 - progress(self.trainer)) / (1 - decay_from))
+            rise = min(1.0, (step + 1) / (lr_warmup_steps + 1))
+            return rise if lr_decay_start >= 1 else min(rise, (1 - progress(self.trainer)) / (1 - lr_decay_start))
 
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}

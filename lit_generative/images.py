@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from lit_generative.utils.files import whole_file
+from lit_generative.utils.files import atomic_write
 
 
 def from_uint8(x: Tensor) -> Tensor:
@@ -49,5 +49,5 @@ def grid(x: Tensor, columns: int = 8) -> Tensor:
 
 def save_png(x: Tensor, path: Path) -> None:
     """Write one image ``(C, H, W)`` in [0, 1] as an 8-bit PNG, creating its folder."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         Image.fromarray(to_uint8(x.detach().cpu()).permute(1, 2, 0).squeeze(-1).numpy()).save(file, format="PNG")

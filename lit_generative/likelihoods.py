@@ -17,7 +17,7 @@ from lit_generative.utils.precision import at_least_float32
 
 class Likelihood(Protocol):
     parameters: int  # numbers per pixel that the network must give
-    levels: int  # values that a pixel can take: k / (levels - 1)
+    num_levels: int  # values that a pixel can take: k / (levels - 1)
 
     def __init__(self, h: Tensor) -> None: ...
     def log_prob(self, x: Tensor) -> Tensor: ...
@@ -30,7 +30,7 @@ class Bernoulli:
     """Binary pixels: P(x = 1) = sigmoid(logits). Not a likelihood of grey levels: binarise the data first."""
 
     parameters = 1
-    levels = 2
+    num_levels = 2
 
     def __init__(self, h: Tensor) -> None:
         self.logits = at_least_float32(h)
@@ -50,7 +50,7 @@ class _Discretized:
     """A density on the line, its mass gathered on the 256 levels k/255; the outer bins reach to infinity."""
 
     parameters = 2
-    levels = 256
+    num_levels = 256
 
     def __init__(self, h: Tensor) -> None:
         mean, log_scale = at_least_float32(h).chunk(2, dim=-3)
@@ -133,9 +133,9 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
 }
 
 
-def in_bits(levels: int) -> bool:
+def in_bits(num_levels: int) -> bool:
     """Whether ``bpd`` is logged beside ``nll``: not for binary pixels, which are compared in nats per image."""
-    return levels > 2
+    return num_levels > 2
 
 
 def bits_per_dim(log_prob: Tensor, dims: int) -> Tensor:
@@ -152,7 +152,7 @@ def standard_normal(z: Tensor) -> Tensor:
     return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
 
 
-def finite_or_impossible(log_p: Tensor) -> Tensor:
+def nan_to_neg_inf(log_p: Tensor) -> Tensor:
     """Log-densities, -inf in place of NaN and of +inf: what a broken image gets must not look likely, nor vanish."""
     return torch.where(log_p < math.inf, log_p, -math.inf)
 

@@ -6,17 +6,17 @@ import pytest
 
 VAE = {"class_path": "lit_generative.models.vae.VAE", "init_args": {"hidden": [8], "latent": 3}}
 SMALL = {
-    "VAE": {"hidden": [8], "latent": 2, "decay_from": 0.5},
+    "VAE": {"hidden": [8], "latent": 2, "lr_decay_start": 0.5},
     "IWAE": {"hidden": [8], "latent": 2, "k": 3, "likelihood": "logistic"},
-    "BetaVAE": {"hidden": [8], "latent": 2, "decay_from": 0.5},
+    "BetaVAE": {"hidden": [8], "latent": 2, "lr_decay_start": 0.5},
     "FactorVAE": {"hidden": [8], "latent": 2, "units": 8, "layers": 1},
     "RealNVP": {"width": 4, "scales": 1},
     "LatentFlow": {"hidden": [8], "latent": 4, "couplings": 2, "width": 8},
     "DCGAN": {"width": 4, "latent": 4},
     "WGAN": {"width": 4, "latent": 4, "n_critic": 2},
-    "WGANGP": {"width": 4, "latent": 4, "n_critic": 3, "accumulate": 2},
-    "Pix2Pix": {"image_shape": [3, 16, 16], "levels": 3, "width": 4, "patch": 16},
-    "DDPM": {"channels": [8, 8], "groups": 4, "steps": 20, "warmup": 4},
+    "WGANGP": {"width": 4, "latent": 4, "n_critic": 3, "accumulate_grad_batches": 2},
+    "Pix2Pix": {"image_shape": [3, 16, 16], "num_downs": 3, "width": 4, "patch": 16},
+    "DDPM": {"channels": [8, 8], "groups": 4, "steps": 20, "lr_warmup_steps": 4},
     "LatentDiffusion": {"autoencoder": VAE, "width": 8, "depth": 1, "steps": 20},
 }
 FAMILIES = ("VAE", "RealNVP", "DCGAN", "DDPM", "Pix2Pix")  # one model of each, for `make test-fast`

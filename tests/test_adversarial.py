@@ -96,9 +96,9 @@ def test_frozen_leaves_what_the_user_froze():
 def test_accumulation_equals_larger_batches(n_critic, tmp_path):
     """Twice four images a step are eight, the generator's gradients against the same discriminator; 20 = 8 + 8 + 4."""
     models = []
-    for size, accumulate in ((8, 1), (4, 2)):
+    for size, accumulate_grad_batches in ((8, 1), (4, 2)):
         torch.manual_seed(0)
-        models.append(Game(n_critic=n_critic, accumulate=accumulate))
+        models.append(Game(n_critic=n_critic, accumulate_grad_batches=accumulate_grad_batches))
         fit(models[-1], loader(20, size), tmp_path, max_epochs=2)
     assert models[0].discriminator_steps == models[1].discriminator_steps == 6
     assert models[0].generator_steps == models[1].generator_steps == 6 // n_critic
@@ -214,17 +214,19 @@ def test_resuming_within_an_accumulation_changes_nothing(step, data_dir, tmp_pat
         return torch.load(tmp_path / folder / "step=10.ckpt", weights_only=True)
 
     torch.manual_seed(0)
-    whole = run(WGANGP(width=4, latent=4, n_critic=2, accumulate=2), "whole")
+    whole = run(WGANGP(width=4, latent=4, n_critic=2, accumulate_grad_batches=2), "whole")
     torch.manual_seed(7)
     resumed = run(
-        WGANGP(width=4, latent=4, n_critic=2, accumulate=2), "resumed", tmp_path / "whole" / f"step={step}.ckpt"
+        WGANGP(width=4, latent=4, n_critic=2, accumulate_grad_batches=2),
+        "resumed",
+        tmp_path / "whole" / f"step={step}.ckpt",
     )
     for key in ("state_dict", "optimizer_states", "ema", "rng_state", "adversarial_steps"):
         assert_close(resumed[key], whole[key], atol=0, rtol=0)
 
 
 def test_a_step_that_was_begun_is_forgotten_by_another_run(tmp_path):
-    model = Game(accumulate=2)
+    model = Game(accumulate_grad_batches=2)
     fit(model, loader(), tmp_path, max_epochs=-1, max_steps=3)
     assert len(model._waiting) == 1
     fit(model, loader(), tmp_path, max_epochs=-1, max_steps=2)
@@ -283,7 +285,7 @@ def scaled(precision):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("cls", [DCGAN, WGAN, WGANGP])
 def test_half_precision_trains(cls, precision, tmp_path):
-    model = cls(width=4, latent=4, n_critic=2, accumulate=2, clip=0.1, lr=1e-3)
+    model = cls(width=4, latent=4, n_critic=2, accumulate_grad_batches=2, clip=0.1, lr=1e-3)
     before = {name: p.clone() for name, p in model.named_parameters()}
     norms = []
     model.clip_gradients, clip = lambda *args: (clip(*args), norms.append(gradient_norm(args[0]))), model.clip_gradients

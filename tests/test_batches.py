@@ -246,7 +246,7 @@ def test_levels_are_those_of_the_likelihood(cls, tmp_path):
     x, c = batch_for(model)
     grey = (x.shape[0], *x.shape[1:])
     between = torch.rand(grey, generator=torch.Generator().manual_seed(3))
-    if model.levels == 2:
+    if model.num_levels == 2:
         with pytest.raises(ValueError, match=r"takes binary pixels, 0 or 1, got grey levels: .*binarize="):
             run(model, [(between, c)], tmp_path)
     else:
@@ -284,7 +284,7 @@ def test_a_model_of_classes_needs_their_labels(name, tmp_path):
         with pytest.raises(error, match=message):
             run(model, [spoil(*batch_for(model))], tmp_path, what)
     spoilt = spoil(*batch_for(model))
-    if isinstance(spoilt, tuple):  # without labels the bound is that of the unlabelled model
+    if isinstance(spoilt, tuple):  # without labels the bound is that of the label_dropout model
         with pytest.raises(error, match=message):
             model.log_prob(*spoilt)
 

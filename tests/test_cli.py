@@ -223,7 +223,7 @@ def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
     if recipe["model"]["class_path"] == "Pix2Pix":
         write(tmp_path / "streets", "pairs", {"train": 40, "val": 12}, size=32, seed=0)
         recipe["data"]["init_args"] |= {"data_dir": str(tmp_path / "streets"), "image_size": 16}
-        recipe["model"]["init_args"] |= {"image_shape": [3, 16, 16], "levels": 3, "width": 4, "patch": 16}
+        recipe["model"]["init_args"] |= {"image_shape": [3, 16, 16], "num_downs": 3, "width": 4, "patch": 16}
         recipe["trainer"].pop("check_val_every_n_epoch")
     if recipe["model"]["class_path"] == "LatentDiffusion":
         vae = {"class_path": "lit_generative.models.vae.VAE", "init_args": {"hidden": [8], "latent": 3}}
@@ -281,11 +281,11 @@ MISTAKES = {
     "no such choice": (["--model.likelihood=poisson"], "likelihood"),
     "no such model": (["--model=VEA"], "there is no model called VEA: choose from .*IWAE, .*VAE"),
     "no such data": (["--data=MINST"], "there is no data called MINST: choose from CIFAR10, Cityscapes, FashionMNIST"),
-    "levels": (["--data.binarize=dynamic"], "is built for pixels with 256 levels, but FashionMNIST has 2"),
+    "num_levels": (["--data.binarize=dynamic"], "is built for pixels with 256 levels, but FashionMNIST has 2"),
     "shape": (["--data.image_size=32"], r"images of shape \(1, 28, 28\), but FashionMNIST gives \(1, 32, 32\)"),
     "no data": (["--data.data_dir=nowhere", "--data.download=false"], "FashionMNIST was not found.*Put train-images"),
     "no checkpoint": (["--ckpt_path=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
-    "endless decay": (["--model.decay_from=0.5", "--trainer.max_epochs=-1"], "needs to know the length of the run"),
+    "endless decay": (["--model.lr_decay_start=0.5", "--trainer.max_epochs=-1"], "needs to know the length of the run"),
 }
 
 
@@ -411,7 +411,7 @@ def test_samples_take_the_models_own_options(run, tmp_path, capsys):
 def test_a_folder_of_pictures_of_any_size_is_translated_under_their_names(run, tmp_path):
     write(tmp_path / "streets", "pairs", {"train": 8, "val": 4}, size=32, seed=0)
     run("fit", "--model=Pix2Pix", "--data=PairedFolder", f"--data.data_dir={tmp_path}/streets", "--data.image_size=32",
-        "--data.val_size=3", "--model.image_shape=[3,32,32]", "--model.levels=4", "--model.width=4",
+        "--data.val_size=3", "--model.image_shape=[3,32,32]", "--model.num_downs=4", "--model.width=4",
         "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.log_every_n_steps=1")  # fmt: skip
     (ckpt,) = (tmp_path / "runs").glob("*/version_0/checkpoints/best.ckpt")
     sizes = {"one.png": (37, 20), "two.jpg": (16, 50), "two.png": (18, 18)}
@@ -438,7 +438,7 @@ def test_every_model_trains_by_its_name_alone(model, run, tmp_path):
     if model == "Pix2Pix":
         write(tmp_path / "streets", "pairs", {"train": 8, "val": 4}, size=32, seed=0)
         data = ["--data=PairedFolder", f"--data.data_dir={tmp_path}/streets", "--data.image_size=32",
-                "--data.val_size=3", "--model.image_shape=[3,32,32]", "--model.levels=4"]  # fmt: skip
+                "--data.val_size=3", "--model.image_shape=[3,32,32]", "--model.num_downs=4"]  # fmt: skip
     run("fit", f"--model={model}", *data, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2",
         "--trainer.limit_val_batches=2", "--trainer.num_sanity_val_steps=0", "--trainer.callbacks=[]",
         "--trainer.log_every_n_steps=1")  # fmt: skip

@@ -158,7 +158,7 @@ class Watched(DDPM):
     """A small DDPM of ten classes that records which labels its network is asked with, and by whom."""
 
     def __init__(self):
-        super().__init__(channels=(8, 8), groups=4, steps=4, sampling_steps=2, bound_terms=2, classes=10)
+        super().__init__(channels=(8, 8), groups=4, steps=4, sampling_steps=2, elbo_terms=2, classes=10)
         self.asked, self.user = {}, ""
         self.denoiser.register_forward_pre_hook(
             lambda _, inputs: self.asked.setdefault(self.user, []).extend(inputs[2].tolist())
@@ -182,7 +182,7 @@ class Watched(DDPM):
 
 
 def test_likelihood_and_samples_of_one_row_are_of_the_same_model(data, tmp_path):
-    """The labelled one; the unlabelled only where there can be no label, and that is said."""
+    """The labelled one; the label_dropout only where there can be no label, and that is said."""
     model = Watched()
     callbacks = [
         fid(tmp_path, num_samples=20),
@@ -233,7 +233,7 @@ def test_samples_of_validations_are_the_same_and_none_of_them_the_tests(data, tm
     [
         (VAE(hidden=(4,), latent=2, test_k=(1,)), ("q",)),
         (RealNVP(stack="dense", couplings=2, width=4, depth=1, test_k=1), ("log_weights",)),
-        (DDPM(channels=(8, 8), groups=4, steps=4, sampling_steps=2, bound_terms=2), ("losses_at", "bound")),
+        (DDPM(channels=(8, 8), groups=4, steps=4, sampling_steps=2, elbo_terms=2), ("losses_at", "bound")),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -68,8 +68,8 @@ def sources(model, n):
 
 
 def images(model, n):
-    k = torch.randint(model.levels, (n, *model.image_shape))
-    return k.float() / (model.levels - 1)
+    k = torch.randint(model.num_levels, (n, *model.image_shape))
+    return k.float() / (model.num_levels - 1)
 
 
 @pytest.mark.parametrize("cls", PARAMS)
@@ -154,7 +154,7 @@ def data(model, data_dir):
         if not (streets := data_dir / "streets").exists():
             write(streets, "pairs", {"train": 96, "val": 16}, size=20, seed=0)
         return PairedFolder(str(streets), 16, batch_size=16, val_size=16, cache_dir=str(data_dir / "cache"))
-    binarize = "dynamic" if model.levels == 2 else "none"
+    binarize = "dynamic" if model.num_levels == 2 else "none"
     return FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16, binarize=binarize)
 
 
@@ -262,7 +262,7 @@ def test_data_that_do_not_fit_are_refused_before_the_first_step(model, data_dir,
     wrong = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16, image_size=32)
     with pytest.raises(ValueError, match=r"built for images of shape .* but FashionMNIST gives \(1, 32, 32\)"):
         trainer(tmp_path, max_steps=1).fit(model, datamodule=wrong)
-    binarize = "none" if model.levels == 2 else "dynamic"
+    binarize = "none" if model.num_levels == 2 else "dynamic"
     wrong = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=16, binarize=binarize)
     with pytest.raises(ValueError, match="levels, but FashionMNIST has"):
         trainer(tmp_path, max_steps=1).fit(model, datamodule=wrong)

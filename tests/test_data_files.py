@@ -26,7 +26,7 @@ def test_torchvision_layout(tmp_path, cls, packed):
     write_idx(tmp_path / cls.__name__ / "raw", packed=packed)
     data = make(tmp_path, cls, None)
     assert [len(images(data, split)) for split in ("train", "val", "test")] == [50, 10, 20]
-    assert (data.name, data.image_shape, data.levels, data.num_classes) == (cls.__name__, (1, 28, 28), 256, 10)
+    assert (data.name, data.image_shape, data.num_levels, data.num_classes) == (cls.__name__, (1, 28, 28), 256, 10)
     order = torch.cat([images(data, "train"), images(data, "val")])[:, 0, 0, 0].long()
     labels = torch.cat([data._sets["train"][1], data._sets["val"][1]])
     assert torch.equal(labels, order % 10)

@@ -63,7 +63,7 @@ def test_binarisation(tmp_path):
     write_idx(tmp_path / "MNIST" / "raw", level=128)
     dynamic, static = (make(tmp_path, stage=None, binarize=kind) for kind in ("dynamic", "static"))
     other = make(tmp_path, stage=None, binarize="dynamic", batch_size=5)
-    assert dynamic.levels == static.levels == 2
+    assert dynamic.num_levels == static.num_levels == 2
     for split in ("val", "test"):
         assert images(dynamic, split).unique().tolist() == [0, 255]
         assert torch.equal(images(dynamic, split), images(static, split))

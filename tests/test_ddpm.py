@@ -49,7 +49,7 @@ class Perfect(DDPM):
     def predict(self, x_t, t, c=None):
         a = self.schedule.at(t, x_t).to(x_t)
         x_0 = self.x_0[:1].expand_as(x_t)
-        return {"x_0": x_0, "eps": (x_t - a.sqrt() * x_0) / (1 - a).sqrt()}[self.target]
+        return {"x_0": x_0, "eps": (x_t - a.sqrt() * x_0) / (1 - a).sqrt()}[self.parameterization]
 
 
 def test_an_untrained_network_says_zero_and_loses_the_variance_of_the_noise():
@@ -61,8 +61,8 @@ def test_an_untrained_network_says_zero_and_loses_the_variance_of_the_noise():
 
 def test_a_model_that_knows_the_image_loses_nothing_samples_it_and_bounds_it_closely():
     x = images(1)
-    for target in ("eps", "x_0"):
-        model = Perfect(x, target=target, steps=1000)
+    for parameterization in ("eps", "x_0"):
+        model = Perfect(x, parameterization=parameterization, steps=1000)
         assert model.losses_at(x, torch.tensor([7])).max() < 1e-8
         for sampler in ("ancestral", "ddim", "dpm_solver"):
             assert_close(model.sample(2, sampler=sampler), x.expand(2, -1, -1, -1), atol=1e-3, rtol=0)
@@ -80,7 +80,7 @@ def test_the_decoder_is_that_of_the_authors_code(schedule, bits, variance):
     posterior variance beta~_2, which its authors take in both modes; beta_1 would give 1.713 and 1.125.
     """
     x = torch.randint(1, 255, (1, 1, 28, 28)) / 255
-    model = Perfect(x, target="x_0", steps=1000, schedule=schedule, variance=variance)
+    model = Perfect(x, parameterization="x_0", steps=1000, schedule=schedule, variance=variance)
     bound = model.bound(x, terms=2)
     assert_close(float(bits_per_dim(-bound.decoder, 784)), bits, atol=5e-4, rtol=0)
     assert f"{variance} variance, beta~_2 in p(x_0|x_1)" in model.describe_test()
@@ -122,14 +122,14 @@ def test_more_terms_than_there_are_is_all_of_them_and_the_kind_says_how_many_wer
         (48, 40, "40 drawn"),
         (49, 49, "all"),
     ):
-        model, seen = tiny(bound_terms=terms), []
+        model, seen = tiny(elbo_terms=terms), []
         model.denoiser.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(len(args[0])))
         assert (model.bound(images(2)).stderr == 0).all() == (kind == "all")
         assert sum(seen) == 2 * (asked + 1)  # and for the decoder
         assert model.likelihood_kind == f"bound, {kind} of its 49 terms in t"
-    assert DDPM(**TINY, bound_terms=500).likelihood_kind == "bound, all of its 49 terms in t"
-    assert DDPM(bound_terms=20).likelihood_kind == "bound, 20 drawn of its 999 terms in t"
-    assert DDPM(bound_terms=200).likelihood_kind == "bound, 162 drawn of its 999 terms in t"  # strata hold a whole t
+    assert DDPM(**TINY, elbo_terms=500).likelihood_kind == "bound, all of its 49 terms in t"
+    assert DDPM(elbo_terms=20).likelihood_kind == "bound, 20 drawn of its 999 terms in t"
+    assert DDPM(elbo_terms=200).likelihood_kind == "bound, 162 drawn of its 999 terms in t"  # strata hold a whole t
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -254,7 +254,7 @@ def test_classes_are_held_against_the_data(data, tmp_path):
     with pytest.raises(ValueError, match=r"built for 9 classes, but FashionMNIST has 10: set --model\.classes 10"):
         trainer(tmp_path, logger=False).fit(DDPM(**TINY, classes=9), datamodule=data)
     with pytest.raises(ValueError, match="above 0 with classes"):
-        DDPM(**TINY, classes=10, unlabelled=0.0)
+        DDPM(**TINY, classes=10, label_dropout=0.0)
 
 
 def test_labels_are_checked_where_they_are_drawn():
@@ -264,7 +264,7 @@ def test_labels_are_checked_where_they_are_drawn():
 
 
 def test_some_labels_are_hidden_in_training(data, tmp_path):
-    model, seen = DDPM(**TINY, classes=10, unlabelled=0.5), []
+    model, seen = DDPM(**TINY, classes=10, label_dropout=0.5), []
     model.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2]) if module.training else None)
     trainer(tmp_path, max_steps=12, max_epochs=-1, logger=False, limit_val_batches=0).fit(model, datamodule=data)
     labels = torch.cat(seen)
@@ -366,7 +366,7 @@ def test_times_are_drawn_from_1_to_T_and_validation_spreads_them(tmp_path, data)
 
 
 def test_the_learning_rate_warms_up_and_falls(tmp_path, data):
-    model, seen = DDPM(**TINY, lr=1.0, warmup=4, decay_from=0.5), []
+    model, seen = DDPM(**TINY, lr=1.0, lr_warmup_steps=4, lr_decay_start=0.5), []
 
     class Watch(EMA):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -393,7 +393,7 @@ def test_test_reports_the_bound_and_its_parts(tmp_path, data):
     spread = torch.cat(spread)
     expected = float(spread.square().sum().sqrt() / len(spread))
     assert_close(metrics["test/drawn_terms_error"], expected, rtol=1e-4, atol=0)
-    (fewer,) = fit.test(tiny(bound_terms=0), datamodule=data, verbose=False)
+    (fewer,) = fit.test(tiny(elbo_terms=0), datamodule=data, verbose=False)
     assert fewer["test/drawn_terms_error"] == 0
 
 
@@ -402,11 +402,11 @@ def test_test_reports_the_bound_and_its_parts(tmp_path, data):
     [
         {"sampling_steps": 51},
         {"steps": 1},
-        {"warmup": -1},
-        {"bound_terms": -2},
+        {"lr_warmup_steps": -1},
+        {"elbo_terms": -2},
         {"classes": -1},
-        {"unlabelled": 1.5},
-        {"decay_from": 2.0},
+        {"label_dropout": 1.5},
+        {"lr_decay_start": 2.0},
     ],
 )
 def test_what_cannot_be_is_refused(wrong):
@@ -425,7 +425,7 @@ def test_latent_diffusion_with_the_prior_for_a_model_has_the_bound_of_the_vae(li
     """
     init_args = {"image_shape": [1, 4, 4], "hidden": [16], "latent": 8, "likelihood": likelihood}
     config = {"class_path": "lit_generative.models.vae.VAE", "init_args": init_args}
-    few = {"steps": 20, "schedule": "cosine", "target": "v", "bound_terms": 0}
+    few = {"steps": 20, "schedule": "cosine", "parameterization": "v", "elbo_terms": 0}
     model = LatentDiffusion(config, image_shape=(1, 4, 4), width=8, depth=1, **few).double()
     model.denoise = lambda z_t, t: model.schedule.at(t, z_t).sqrt() * z_t
     means, log_var = torch.randn(2, 8, dtype=torch.float64), torch.linspace(-4, 1, 8, dtype=torch.float64)
@@ -482,7 +482,7 @@ def test_a_schedule_without_signal_is_refused_where_nothing_is_cut():
     config = {"class_path": "lit_generative.models.vae.VAE", "init_args": {"hidden": [16], "latent": 3}}
     with pytest.raises(ValueError, match="the cosine schedule leaves nothing of z at T"):
         LatentDiffusion(config, schedule="cosine")
-    LatentDiffusion(config, schedule="cosine", target="v")
+    LatentDiffusion(config, schedule="cosine", parameterization="v")
 
 
 def test_a_first_stage_without_a_posterior_is_refused():

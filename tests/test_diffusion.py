@@ -9,7 +9,14 @@ from torch.testing import assert_close
 
 from lit_generative.diffusion.elbo import decoder_scale, prior_kl, strata, variational_bound
 from lit_generative.diffusion.parameterization import ESTIMATES, TARGETS
-from lit_generative.diffusion.samplers import ancestral, ddim, ddim_inverse, dpm_solver, even_in_log_snr, subsequence
+from lit_generative.diffusion.samplers import (
+    ancestral,
+    ddim,
+    ddim_inverse,
+    dpm_solver,
+    logsnr_timesteps,
+    power_timesteps,
+)
 from lit_generative.diffusion.schedules import SCHEDULES, Schedule, posterior
 
 F64 = torch.float64
@@ -123,13 +130,13 @@ def test_posterior_by_bayes_rule(schedule, s, t):
     assert_close((joint - joint[50]), (claimed - claimed[50]), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_every_target_gives_x_0_back(target):
+@pytest.mark.parametrize("parameterization", TARGETS)
+def test_every_target_gives_x_0_back(parameterization):
     alpha = torch.tensor([[0.9], [0.3]], dtype=F64)
     sigma = (1 - alpha.square()).sqrt()
     x_0, eps = torch.randn(2, 2, 3, dtype=F64)
-    out = TARGETS[target](x_0, eps, alpha, sigma)
-    assert_close(ESTIMATES[target](alpha * x_0 + sigma * eps, out, alpha, sigma), x_0)
+    out = TARGETS[parameterization](x_0, eps, alpha, sigma)
+    assert_close(ESTIMATES[parameterization](alpha * x_0 + sigma * eps, out, alpha, sigma), x_0)
 
 
 # -- the bound -------------------------------------------------------------------------------------
@@ -295,7 +302,7 @@ SAMPLERS = {
 def test_every_sampler_recovers_a_gaussian(name, schedule):
     torch.manual_seed(0)
     law = Normal1D(schedule)
-    x = SAMPLERS[name](law.denoise, torch.randn(10_000, 1, dtype=F64), schedule, subsequence(1000, 1000))
+    x = SAMPLERS[name](law.denoise, torch.randn(10_000, 1, dtype=F64), schedule, power_timesteps(1000, 1000))
     assert_close(float(x.mean()), law.m, atol=0.012, rtol=0)
     assert_close(float(x.std()), law.s, atol=0.01, rtol=0)
 
@@ -304,7 +311,9 @@ def test_every_sampler_recovers_a_gaussian(name, schedule):
 def test_every_sampler_recovers_two_points(name):
     torch.manual_seed(0)
     schedule = SCHEDULES["linear"](1000)
-    x = SAMPLERS[name](TwoPoints(schedule).denoise, torch.randn(4_000, 1, dtype=F64), schedule, subsequence(1000, 1000))
+    x = SAMPLERS[name](
+        TwoPoints(schedule).denoise, torch.randn(4_000, 1, dtype=F64), schedule, power_timesteps(1000, 1000)
+    )
     near = (x - torch.tensor([-1.0, 0.5])).abs() < 0.05
     assert near.any(1).double().mean() > 0.999
     assert_close(float(near[:, 0].double().mean()), 0.3, atol=0.02, rtol=0)
@@ -321,7 +330,7 @@ def test_the_deterministic_samplers_follow_the_flow_the_second_order_one_sooner(
     law, x_T = Normal1D(schedule), torch.linspace(-2, 2, 9, dtype=F64)[:, None]
 
     def error(sampler, n):
-        times = subsequence(1000, n) if n == 1000 else even_in_log_snr(schedule, n)
+        times = power_timesteps(1000, n) if n == 1000 else logsnr_timesteps(schedule, n)
         return float((sampler(law.denoise, x_T, schedule, times) - exact_flow(law, x_T)).abs().max())
 
     assert error(ddim, 1000) < 5e-3 and error(dpm_solver, 100) < 5e-3
@@ -331,19 +340,19 @@ def test_the_deterministic_samplers_follow_the_flow_the_second_order_one_sooner(
 
 
 def test_ddim_with_eta_1_and_all_steps_is_the_ancestral_sampler():
-    schedule, times = SCHEDULES["linear"](100), subsequence(100, 100)
+    schedule, times = SCHEDULES["linear"](100), power_timesteps(100, 100)
     law, x_T = TwoPoints(schedule), torch.randn(5, 1, dtype=F64)
     a, b = (torch.Generator().manual_seed(0) for _ in range(2))
     steps_a, steps_b = [], []
-    ancestral(law.denoise, x_T, schedule, times, generator=a, watch=lambda t, x, _: steps_a.append(x))
-    ddim(law.denoise, x_T, schedule, times, 1.0, generator=b, watch=lambda t, x, _: steps_b.append(x))
+    ancestral(law.denoise, x_T, schedule, times, generator=a, callback=lambda t, x, _: steps_a.append(x))
+    ddim(law.denoise, x_T, schedule, times, 1.0, generator=b, callback=lambda t, x, _: steps_b.append(x))
     assert len(steps_a) == 100
     assert_close(steps_a, steps_b)
 
 
 def test_ddim_is_deterministic_and_invertible():
     schedule = SCHEDULES["linear"](1000)
-    law, times = Normal1D(schedule), subsequence(1000, 1000)
+    law, times = Normal1D(schedule), power_timesteps(1000, 1000)
     x_T = torch.randn(9, 1, dtype=F64)
     x_0 = ddim(law.denoise, x_T, schedule, times)
     assert torch.equal(x_0, ddim(law.denoise, x_T, schedule, times))
@@ -353,23 +362,23 @@ def test_ddim_is_deterministic_and_invertible():
 def test_subsequences_hold_both_ends():
     for n in (2, 3, 10, 50, 999, 1000):
         for power in (1.0, 2.0, 3.0):
-            times = subsequence(1000, n, power)
+            times = power_timesteps(1000, n, power)
             assert times[0] == 1000 and times[-1] == 1 and times == sorted(set(times), reverse=True) and len(times) == n
-    assert subsequence(1000, 1000) == list(range(1000, 0, -1)) and subsequence(1000, 1) == [1000]
+    assert power_timesteps(1000, 1000) == list(range(1000, 0, -1)) and power_timesteps(1000, 1) == [1000]
     with pytest.raises(ValueError, match="from 1 to 1000"):
-        subsequence(1000, 1001)
+        power_timesteps(1000, 1001)
 
 
 def test_times_even_in_log_snr_hold_both_ends_and_every_time_once(schedule):
     for n in (1, 2, 5, 20, 999, 1000):
-        times = even_in_log_snr(schedule, n)
+        times = logsnr_timesteps(schedule, n)
         assert times[0] == 1000 and times == sorted(set(times), reverse=True) and len(times) == n
         assert times[-1] == 1 or n == 1
-    a = schedule.alpha_bar[even_in_log_snr(schedule, 20)]
+    a = schedule.alpha_bar[logsnr_timesteps(schedule, 20)]
     steps = ((a.log() - torch.log1p(-a)) / 2).diff()[1:]
     assert steps.max() / steps.min() < 1.6  # but for the first, which leaps over what is noise alone
     with pytest.raises(ValueError, match="from 1 to 1000"):
-        even_in_log_snr(schedule, 0)
+        logsnr_timesteps(schedule, 0)
 
 
 def test_a_watcher_sees_every_step():
@@ -379,8 +388,8 @@ def test_a_watcher_sees_every_step():
         law.denoise,
         torch.randn(2, 1, dtype=F64),
         schedule,
-        subsequence(100, 5),
-        watch=lambda t, x, x_0: seen.append((t, x.shape, x_0)),
+        power_timesteps(100, 5),
+        callback=lambda t, x, x_0: seen.append((t, x.shape, x_0)),
     )
-    assert [t for t, _, _ in seen] == subsequence(100, 5) and all(shape == (2, 1) for _, shape, _ in seen)
+    assert [t for t, _, _ in seen] == power_timesteps(100, 5) and all(shape == (2, 1) for _, shape, _ in seen)
     assert torch.equal(seen[-1][2], out)  # the last step goes to the estimate itself

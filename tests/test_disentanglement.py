@@ -215,7 +215,7 @@ def test_sprites_are_all_combinations_each_drawn_whole(sprites, factors):
     border[:, :, 1:-1, 1:-1] = 0
     assert border.sum() == 0 and images.flatten(1).sum(1).min() >= 4 * 255
     assert torch.equal(sprites._sets["test"][0], images)  # binarising changes nothing
-    assert sprites.levels == 2 and len(sprites._sets["val"][0]) == 1728
+    assert sprites.num_levels == 2 and len(sprites._sets["val"][0]) == 1728
 
 
 def test_the_factors_of_a_sprite_are_what_it_shows(sprites, factors):

@@ -108,7 +108,7 @@ def test_it_trains_keeps_the_bound_and_reports_both(data_dir, tmp_path):
         max_epochs=1, limit_train_batches=3, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
     )  # fmt: skip
-    game = FactorVAE(hidden=(8,), latent=2, units=8, layers=1, decay_from=0.0)
+    game = FactorVAE(hidden=(8,), latent=2, units=8, layers=1, lr_decay_start=0.0)
     trainer.fit(game, datamodule=data)
     metrics = trainer.logged_metrics
     assert trainer.global_step == game.discriminator_steps == game.generator_steps == 3

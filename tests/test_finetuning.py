@@ -46,7 +46,7 @@ def test_frozen_parts_stay_and_are_freed_when_due(data, tmp_path):
 
 
 def test_parts_have_rates_of_their_own_and_follow_the_schedule(data, tmp_path):
-    model, watch = VAE(**SMALL, decay_from=0.0), Watch()
+    model, watch = VAE(**SMALL, lr_decay_start=0.0), Watch()
     tuning = Finetuning(lr_factors={"encoder": 0.1, "encoder.net.2": 0.5})
     fit = trainer(tmp_path, callbacks=[tuning, watch], max_epochs=2, limit_val_batches=0, logger=False)
     fit.fit(model, datamodule=data)
@@ -59,7 +59,7 @@ def test_parts_have_rates_of_their_own_and_follow_the_schedule(data, tmp_path):
 def test_it_resumes_exactly(data, tmp_path):
     def run(folder, max_epochs, ckpt_path=None):
         torch.manual_seed(1)
-        model = VAE(**SMALL, decay_from=0.5)
+        model = VAE(**SMALL, lr_decay_start=0.5)
         tuning = Finetuning(["encoder"], unfreeze={"encoder": 2}, lr_factors={"decoder": 0.3})
         keep = ModelCheckpoint(tmp_path / folder, filename="{epoch}", save_top_k=-1)
         options = {"limit_val_batches": 0, "logger": False, "enable_checkpointing": True}

@@ -60,7 +60,11 @@ def test_usual_names_of_splits_are_splits_and_no_classes(train, val, tmp_path, c
     assert f"4 images in {train} for training, 3 images in {val} for test, of 1 classes (a)" in caplog.text
     fill(root / "Test" / "a", 2, first=200)
     data = load(root)
-    assert [levels(data, split) for split in ("train", "val", "test")] == [[0, 1, 2, 3], [100, 101, 102], [200, 201]]
+    assert [levels(data, split) for split in ("train", "val", "test")] == [
+        [0, 1, 2, 3],
+        [100, 101, 102],
+        [200, 201],
+    ]
 
 
 def test_a_folder_for_training_alone_gives_all_three_splits(tmp_path):
@@ -112,12 +116,12 @@ def test_words_in_the_names_of_a_few_classes_are_no_splits(tmp_path):
 
 
 def test_what_lies_beside_splits_is_counted(tmp_path, caplog):
-    for name, count in (("train", 4), ("test", 2), ("unlabelled", 3)):
+    for name, count in (("train", 4), ("test", 2), ("label_dropout", 3)):
         fill(tmp_path / "set" / name, count)
     save(tmp_path / "set" / "preview.png")
     (tmp_path / "set" / "train" / "labels.csv").write_text("a")
     load(tmp_path / "set", val_size=1)
-    assert "set: 1 .csv, 1 images in it, 3 images in unlabelled" in caplog.text
+    assert "set: 1 .csv, 1 images in it, 3 images in label_dropout" in caplog.text
     assert caplog.text.count("left out of") == 1
 
 

@@ -13,7 +13,7 @@ import train
 from callbacks import FID, Report, WandbRecord
 from datamodules import FashionMNIST
 from lit_generative.checkpoints.best import BestModelCheckpoint, last_checkpoint, run_checkpoint
-from lit_generative.checkpoints.last import WholeCheckpoints, newest_checkpoint
+from lit_generative.checkpoints.last import AtomicCheckpointIO, newest_checkpoint
 from lit_generative.checkpoints.load import load_model
 from lit_generative.cli.commands import export
 from lit_generative.errors import UserError
@@ -313,7 +313,7 @@ def test_a_users_own_folder_is_not_taken_for_one_that_moved(tmp_path):
         },
     }
     torch.save({"callbacks": states}, tmp_path / "last.ckpt")
-    own, beside, elsewhere = WholeCheckpoints().load_checkpoint(tmp_path / "last.ckpt")["callbacks"].values()
+    own, beside, elsewhere = AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")["callbacks"].values()
     assert own["best_model_path"] == f"{tmp_path}/best.ckpt" and own["dirpath"] == str(tmp_path)
     assert beside["best_k_models"] == {f"{tmp_path}/a.ckpt": 1}
     assert elsewhere == states["ModelCheckpoint{2}"]

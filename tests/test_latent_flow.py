@@ -129,7 +129,7 @@ def test_what_cannot_be_borrowed_is_refused(data, tmp_path):
 def test_what_cannot_work_is_said_at_the_start(data, tmp_path):
     with pytest.raises(ValueError, match="share needs to know the length of the run"):
         trainer(tmp_path, max_epochs=-1, max_time="00:00:01:00", logger=False).fit(
-            small(decay_from=1.0), datamodule=data
+            small(lr_decay_start=1.0), datamodule=data
         )
     with pytest.raises(ValueError, match="a run of 1 steps has none for one of the two stages"):
         trainer(tmp_path, max_steps=1, logger=False).fit(small(), datamodule=data)
@@ -192,7 +192,7 @@ def test_resuming_the_second_stage_changes_nothing(data_dir, tmp_path):
 
     whole = run("whole")
     resumed = run("resumed", tmp_path / "whole" / "step=8.ckpt")
-    for key in ("state_dict", "optimizer_states", "flow_begun"):
+    for key in ("state_dict", "optimizer_states", "flow_started"):
         assert_close(resumed[key], whole[key], atol=0, rtol=0)
 
 

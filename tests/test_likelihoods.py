@@ -7,9 +7,9 @@ from torch.testing import assert_close
 from lit_generative.likelihoods import (
     LIKELIHOODS,
     bits_per_dim,
-    finite_or_impossible,
     in_bits,
     log_mean_exp,
+    nan_to_neg_inf,
     standard_normal,
 )
 
@@ -19,7 +19,7 @@ CDF = {"logistic": torch.sigmoid, "gaussian": torch.special.ndtr}
 def masses(likelihood, h):
     """Log-mass of every level of one pixel under parameters ``h`` (N, P): (N, levels)."""
     cls = LIKELIHOODS[likelihood]
-    x = torch.linspace(0, 1, cls.levels, dtype=h.dtype).view(1, -1, 1, 1, 1)
+    x = torch.linspace(0, 1, cls.num_levels, dtype=h.dtype).view(1, -1, 1, 1, 1)
     return cls(h[:, None, :, None, None]).log_prob(x)
 
 
@@ -88,7 +88,7 @@ def test_gradients_stay_finite_far_from_the_data(name):
 def test_samples_follow_the_masses(name, log_scale):
     torch.manual_seed(0)
     h = torch.tensor([[0.2, log_scale]])[:, : LIKELIHOODS[name].parameters]
-    n, levels = 200_000, LIKELIHOODS[name].levels
+    n, levels = 200_000, LIKELIHOODS[name].num_levels
     x = LIKELIHOODS[name](h.view(1, -1, 1, 1).expand(n, -1, -1, -1)).sample().flatten()
     counts = torch.bincount(x.mul(levels - 1).round().long(), minlength=levels)
     expected = n * masses(name, h)[0].double().exp()
@@ -132,7 +132,7 @@ def test_the_standard_normal_is_torchs():
 
 def test_what_is_no_log_density_is_impossible():
     log_p = torch.tensor([-3.0, math.nan, math.inf, -math.inf])
-    assert finite_or_impossible(log_p).tolist() == [-3.0, -math.inf, -math.inf, -math.inf]
+    assert nan_to_neg_inf(log_p).tolist() == [-3.0, -math.inf, -math.inf, -math.inf]
 
 
 def test_log_mean_exp_of_large_numbers():

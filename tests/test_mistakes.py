@@ -33,7 +33,7 @@ def fit(data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
 
     def call(model, *args, start=PLAIN):
-        small = [f"--model.{key}={value}" for key, value in SMALL[model].items() if key != "decay_from"]
+        small = [f"--model.{key}={value}" for key, value in SMALL[model].items() if key != "lr_decay_start"]
         train.main(["fit", f"--model={model}", *small, *start, *args])
 
     return call

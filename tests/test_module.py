@@ -28,7 +28,7 @@ class Counter(GenerativeModel):
     def training_step(self, batch, batch_idx):
         loss = self.net(torch.ones(1, 1)).sum()
         self.steps += 1
-        self.accumulate({"loss": loss, "steps": torch.tensor(float(self.steps))}, len(batch[0]))
+        self.log_terms({"loss": loss, "steps": torch.tensor(float(self.steps))}, len(batch[0]))
         return loss
 
     def configure_optimizers(self):

@@ -180,7 +180,7 @@ def test_other_sets_go_through_the_models_own_pipeline(data, data_dir, tmp_path,
     shapes = set()
 
     class Looking(Density):
-        levels = 2
+        num_levels = 2
 
         def log_prob(self, x, c=None):
             shapes.add((tuple(x.shape[1:]), tuple(x.unique().tolist())))

@@ -17,25 +17,25 @@ from lit_generative.nn.pix2pix import PATCHES, PatchDiscriminator, UNetGenerator
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 
-TINY = {"image_shape": (3, 16, 16), "levels": 3, "width": 4, "patch": 16}
+TINY = {"image_shape": (3, 16, 16), "num_downs": 3, "width": 4, "patch": 16}
 
 
 def pair(n=2, size=16):
     return torch.rand(n, 3, size, size), torch.rand(n, 3, size, size)
 
 
-@pytest.mark.parametrize("levels", [6, 7, 8])
-def test_the_authors_generator_loads_and_gives_the_same(levels, tmp_path):
-    theirs = AuthorsGenerator(levels, 4)
+@pytest.mark.parametrize("num_downs", [6, 7, 8])
+def test_the_authors_generator_loads_and_gives_the_same(num_downs, tmp_path):
+    theirs = AuthorsGenerator(num_downs, 4)
     for p in theirs.parameters():
         nn.init.normal_(p, 0, 0.3)
-    size = 2**levels
+    size = 2**num_downs
     c = torch.rand(2, 3, size, size)
     theirs.train()
     theirs(c)  # gives the norms running statistics
     theirs.eval()
     torch.save(theirs.state_dict(), tmp_path / "latest_net_G.pth")
-    sizes = TINY | {"image_shape": (3, size, size), "levels": levels}
+    sizes = TINY | {"image_shape": (3, size, size), "num_downs": num_downs}
     model = Pix2Pix(
         **sizes, test_norm="running", test_dropout=False, init_from=str(tmp_path / "latest_net_G.pth")
     ).eval()
@@ -48,8 +48,8 @@ def test_names_and_shapes_are_those_of_the_published_checkpoints():
     """Of unet_256 and the 70x70 discriminator, layer by layer."""
     with torch.device("meta"):
         model, generator, discriminator = Pix2Pix(), AuthorsGenerator(8, 64), authors_discriminator(64)
-    theirs = model.translated(generator.state_dict())
-    theirs |= model.translated({f"model.{name}": v for name, v in discriminator.state_dict().items()})
+    theirs = model.convert_state_dict(generator.state_dict())
+    theirs |= model.convert_state_dict({f"model.{name}": v for name, v in discriminator.state_dict().items()})
     ours = model.state_dict()
     assert {name: v.shape for name, v in theirs.items()} == {name: v.shape for name, v in ours.items()}
     assert len(generator.state_dict()) == 82 and len(discriminator.state_dict()) == 22
@@ -74,14 +74,14 @@ def test_a_logit_sees_a_patch_of_the_size_it_is_named_after(patch):
     assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [patch, patch]
 
 
-@pytest.mark.parametrize("levels", [2, 3, 5, 7, 8])
+@pytest.mark.parametrize("num_downs", [2, 3, 5, 7, 8])
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_every_depth_keeps_the_size(levels, norm):
-    net = UNetGenerator(2, 3, levels, 2, norm, 0.5, True).eval()
-    size = 2 ** max(levels, 4)
+def test_every_depth_keeps_the_size(num_downs, norm):
+    net = UNetGenerator(2, 3, num_downs, 2, norm, 0.5, True).eval()
+    size = 2 ** max(num_downs, 4)
     with torch.no_grad():
         assert net(torch.rand(2, 2, size, 2 * size)).shape == (2, 3, size, 2 * size)
-    assert list(net.dropped) == {2: [], 3: [1], 5: [1, 2, 3], 7: [4, 5], 8: [4, 5, 6]}[levels]
+    assert list(net.dropped) == {2: [], 3: [1], 5: [1, 2, 3], 7: [4, 5], 8: [4, 5, 6]}[num_downs]
 
 
 def test_noise_changes_translations_and_the_seed_fixes_it():
@@ -107,12 +107,12 @@ def test_in_training_batch_norm_is_over_all_images_as_the_authors():
         for p in network.parameters():
             nn.init.normal_(p, 0, 0.3)
     state = theirs[0].state_dict(), {f"model.{name}": v for name, v in theirs[1].state_dict().items()}
-    model.load_state_dict({name: v.clone() for s in state for name, v in model.translated(s).items()})
+    model.load_state_dict({name: v.clone() for s in state for name, v in model.convert_state_dict(s).items()})
     expected, fake = theirs[0](c * 2 - 1), model.generate((x, c))
     assert_close(fake, expected, atol=1e-4, rtol=1e-4)
     assert_close(model.judge(c, fake), theirs[1](torch.cat([c * 2 - 1, expected], 1)), atol=1e-3, rtol=1e-3)
     state = theirs[0].state_dict(), {f"model.{name}": v for name, v in theirs[1].state_dict().items()}
-    kept = {name: v for s in state for name, v in model.translated(s).items()}
+    kept = {name: v for s in state for name, v in model.convert_state_dict(s).items()}
     assert sum(name.endswith("running_mean") for name in kept) == 3 + 3 and kept.keys() == model.state_dict().keys()
     assert_close(model.state_dict(), model.state_dict() | kept, atol=1e-4, rtol=1e-4)
     for network in (theirs[0], model.generator):
@@ -175,7 +175,7 @@ def test_each_network_learns_from_its_own_loss_only(tmp_path):
 def test_defaults_are_the_papers_and_both_rates_fall_to_nothing(tmp_path):
     h = Pix2Pix(**TINY).hparams
     paper = {"lr": 2e-4, "beta1": 0.5, "lambda_l1": 100.0, "lambda_gan": 1.0, "dropout": 0.5, "norm": "batch"}
-    paper |= {"test_norm": "image", "test_dropout": True, "conditional": True, "decay_from": 0.5}
+    paper |= {"test_norm": "image", "test_dropout": True, "conditional": True, "lr_decay_start": 0.5}
     assert {name: h[name] for name in paper} == paper
     rates = []
 
@@ -211,8 +211,8 @@ def test_weights_start_as_in_the_paper():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"levels": 5}, "images of 16x16 pixels can be halved 4 times, not levels=5: set fewer"),
-        ({"levels": 1}, "levels start at 2"),
+        ({"num_downs": 5}, "images of 16x16 pixels can be halved 4 times, not num_downs=5"),
+        ({"num_downs": 1}, "levels start at 2"),
         ({"patch": 70}, r"patches of 70 pixels do not fit images of 16x16: choose from \[1, 16, 34\]"),
         ({"patch": 50}, "patches are of 1, 16, 34, 70, 142, 286 pixels, not 50"),
         ({"dropout": 1.0}, r"dropout lies in \[0, 1\)"),

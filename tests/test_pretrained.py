@@ -71,20 +71,20 @@ def test_several_files_fill_one_model(tmp_path):
 
 
 def test_artifacts_and_repositories_are_downloaded(checkpoint, tmp_path, monkeypatch):
-    places = tmp_path / "artifact", tmp_path / "repository"
-    for place in places:
+    timesteps = tmp_path / "artifact", tmp_path / "repository"
+    for place in timesteps:
         VAE(**SMALL).save_pretrained(place)
     asked = []
 
     def artifact(name):
         asked.append(name)
-        return SimpleNamespace(download=lambda: str(places[0]))
+        return SimpleNamespace(download=lambda: str(timesteps[0]))
 
     monkeypatch.setattr(wandb, "Api", lambda: SimpleNamespace(artifact=artifact))
-    assert fetch("wandb://me/vaes/vae:v3") == places[0] / "model.safetensors" and asked == ["me/vaes/vae:v3"]
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: [p.name for p in places[1].iterdir()])
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name: str(places[1] / name))
-    assert fetch("hf://me/vae") == places[1] / "model.safetensors"
+    assert fetch("wandb://me/vaes/vae:v3") == timesteps[0] / "model.safetensors" and asked == ["me/vaes/vae:v3"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: [p.name for p in timesteps[1].iterdir()])
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name: str(timesteps[1] / name))
+    assert fetch("hf://me/vae") == timesteps[1] / "model.safetensors"
     assert equal(VAE(**SMALL, init_from="hf://me/vae:model.safetensors"), from_pretrained("hf://me/vae"), "decoder")
 
     def unreachable(*args):

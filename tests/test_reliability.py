@@ -22,7 +22,8 @@ from stubs import trainer
 from test_runs import ARGS, attempt
 
 import train
-from callbacks import SampleGrid, SaveOnSignal, SkipNonFinite, _logging, save_on_signal
+from callbacks import SampleGrid, SaveOnSignal, SkipNonFinite, _logging
+from callbacks.training import save_on_signal
 from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder
 from datamodules.files import unpack
 from lit_generative.checkpoints.load import CheckpointError, load_model
@@ -95,18 +96,18 @@ def test_such_steps_can_be_left_out(data, tmp_path):
         fit.fit(spoilt(1, 2, 3), datamodule=data)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_statistics_of_a_step_that_is_left_out_are_put_back(accumulate, data, tmp_path):
+@pytest.mark.parametrize("accumulate_grad_batches", [1, 2])
+def test_statistics_of_a_step_that_is_left_out_are_put_back(accumulate_grad_batches, data, tmp_path):
     class SpoiltGame(DCGAN):
         def generate(self, batch):
             return super().generate(batch) * (float("nan") if self.trainer.global_step == 0 else 1.0)
 
-    model = SpoiltGame(width=4, latent=4, accumulate=accumulate)
+    model = SpoiltGame(width=4, latent=4, accumulate_grad_batches=accumulate_grad_batches)
     fit = trainer(tmp_path, callbacks=[SkipNonFinite()], max_epochs=1, logger=False)
     with pytest.warns(UserWarning, match="gradients are no numbers; it is left out"):
         fit.fit(model, datamodule=data)
     # the two networks' of the first batch; or the discriminator's, whose step the second completes
-    assert model.skipped_steps == 3 - accumulate and fit.global_step == 5
+    assert model.skipped_steps == 3 - accumulate_grad_batches and fit.global_step == 5
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 import train
 from callbacks import EMA, Finetuning, SampleGrid
 from datamodules import FashionMNIST
-from lit_generative.checkpoints.last import LastCheckpoint, WholeCheckpoints, newest_checkpoint
+from lit_generative.checkpoints.last import AtomicCheckpointIO, LastCheckpoint, newest_checkpoint
 from lit_generative.checkpoints.load import read_checkpoint
 from lit_generative.models.ddpm import DDPM
 from lit_generative.models.factor_vae import FactorVAE
@@ -32,12 +32,12 @@ ARGS = ["fit", "--model=VAE", "--model.hidden=[8]", "--model.latent=2", "--data=
         "--trainer.enable_model_summary=false"]  # fmt: skip
 SMALL = {"hidden": (8,), "latent": 2}
 MODELS = {  # with a network to average
-    "VAE": (lambda: VAE(**SMALL, decay_from=0.5), "decoder"),
-    "FactorVAE": (lambda: FactorVAE(**SMALL, units=8, layers=1, decay_from=0.5), "encoder"),
-    "WGANGP": (lambda: WGANGP(width=4, latent=4, n_critic=2, accumulate=2), "generator"),
+    "VAE": (lambda: VAE(**SMALL, lr_decay_start=0.5), "decoder"),
+    "FactorVAE": (lambda: FactorVAE(**SMALL, units=8, layers=1, lr_decay_start=0.5), "encoder"),
+    "WGANGP": (lambda: WGANGP(width=4, latent=4, n_critic=2, accumulate_grad_batches=2), "generator"),
     "constant VAE": (lambda: VAE(**SMALL), "decoder"),
-    "LatentFlow": (lambda: LatentFlow(hidden=(8,), latent=4, couplings=2, width=8, share=0.75), "flow"),
-    "DDPM": (lambda: DDPM(channels=(8, 8), groups=4, steps=4, sampling_steps=4, warmup=4), "denoiser"),
+    "LatentFlow": (lambda: LatentFlow(hidden=(8,), latent=4, couplings=2, width=8, autoencoder_fraction=0.75), "flow"),
+    "DDPM": (lambda: DDPM(channels=(8, 8), groups=4, steps=4, sampling_steps=4, lr_warmup_steps=4), "denoiser"),
 }
 
 
@@ -113,7 +113,7 @@ class Run:
         best = ModelCheckpoint(self.folder / "run" / "version_0" / "checkpoints", filename="best",
                                monitor=self.monitor, enable_version_counter=False)  # fmt: skip
         trainer = Trainer(
-            logger=RunLogger(self.folder, "run", 0, steps), plugins=[WholeCheckpoints()], accelerator="cpu",
+            logger=RunLogger(self.folder, "run", 0, steps), plugins=[AtomicCheckpointIO()], accelerator="cpu",
             callbacks=[EMA([network]), SampleGrid(n=1, columns=1, every_n_epochs=2), self.hooks, best, *self.more],
             log_every_n_steps=2, enable_progress_bar=False,
             enable_model_summary=False, **until,
@@ -306,9 +306,9 @@ def test_a_schedule_goes_on_by_epochs_whatever_a_step_is(before, after, model, d
         n = len(part) / (epochs - start)  # steps an epoch
         for i, groups in enumerate(part):
             done = (start + i / n) / epochs
-            share = min(1.0, (1 - done) / 0.5)
+            autoencoder_fraction = min(1.0, (1 - done) / 0.5)
             if all("accumulate_grad_batches" not in options for options in (before, after)):
-                assert groups == pytest.approx([rate * share for rate in first[0]], rel=1e-9)
+                assert groups == pytest.approx([rate * autoencoder_fraction for rate in first[0]], rel=1e-9)
             assert all(0 < rate <= max(lr) for rate in groups)
     assert second[0] == pytest.approx([rate * 0.5 for rate in first[0]], rel=1e-9)
     assert all(group["lr"] == 0 for optimizer in trainer.optimizers for group in optimizer.param_groups)

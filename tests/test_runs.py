@@ -13,12 +13,12 @@ from test_contract import MODELS
 
 import train
 from datamodules.streets import write
-from lit_generative.checkpoints.last import WholeCheckpoints, newest_checkpoint
+from lit_generative.checkpoints.last import AtomicCheckpointIO, newest_checkpoint
 from lit_generative.training.run_logger import RunLogger
-from lit_generative.utils.files import whole_file
+from lit_generative.utils.files import atomic_write
 
 ARGS = ["fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--data.val_size=16", "--model.hidden=[8]",
-        "--model.latent=2", "--model.decay_from=0.5", "--name=killed", "--trainer.max_epochs=3",
+        "--model.latent=2", "--model.lr_decay_start=0.5", "--name=killed", "--trainer.max_epochs=3",
         "--trainer.log_every_n_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
         "--save_every=1", "--trainer.enable_model_summary=false", "--resume"]  # fmt: skip
 AVERAGED = "--trainer.callbacks=" + '[{"class_path": "callbacks.EMA", "init_args": {"networks": ["decoder"]}}]'
@@ -109,7 +109,7 @@ def test_the_last_checkpoint_is_of_the_last_step(more, steps, data_dir, tmp_path
 
 
 def saved(path, step=0):
-    WholeCheckpoints().save_checkpoint(
+    AtomicCheckpointIO().save_checkpoint(
         {"class_path": "a", "state_dict": {}, "optimizer_states": [], "global_step": step}, path
     )
 
@@ -123,7 +123,7 @@ def test_a_checkpoint_is_replaced_by_a_whole_one_or_stays(tmp_path, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", torn)
-    keeper = WholeCheckpoints()
+    keeper = AtomicCheckpointIO()
     with pytest.warns(UserWarning, match=r"last\.ckpt could not be written .*No space left.*the run goes on without"):
         keeper.save_checkpoint({}, path)
     keeper.remove_checkpoint(path)  # the only one that there is
@@ -133,13 +133,13 @@ def test_a_checkpoint_is_replaced_by_a_whole_one_or_stays(tmp_path, monkeypatch)
 
 def test_files_appear_whole_or_not_at_all(tmp_path):
     path = tmp_path / "folder" / "a.txt"
-    with whole_file(path, "w") as file:
+    with atomic_write(path, "w") as file:
         file.write("one")
         assert not path.exists()
-    with pytest.raises(OSError, match="full"), whole_file(path, "w") as file:
+    with pytest.raises(OSError, match="full"), atomic_write(path, "w") as file:
         file.write("tw")
         raise OSError("full")
-    with whole_file(path, "w", shared=True) as one, whole_file(path, "w") as other:
+    with atomic_write(path, "w", shared=True) as one, atomic_write(path, "w") as other:
         assert one.name != other.name
         one.write("three")
     assert path.read_text() == "three" and [p.name for p in path.parent.iterdir()] == ["a.txt"]

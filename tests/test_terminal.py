@@ -18,7 +18,8 @@ from lightning.pytorch.utilities.rank_zero import WarningCache
 from stubs import Stub, trainer
 
 import train
-from callbacks import Progress, Report, _screen
+from callbacks import Progress, Report
+from callbacks.reporting import _screen
 from callbacks.reporting._lines import duration, number, numbers, place, total_steps, wrapped
 from datamodules import FashionMNIST
 from lit_generative.cli.messages import IGNORED, calm

@@ -186,7 +186,7 @@ def test_the_learning_rate_falls_to_zero_over_the_last_part(tmp_path):
         def on_train_batch_start(self, trainer, *_):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    rates, model = [], VAE((1, 4, 4), latent=2, hidden=(8,), lr=0.1, decay_from=0.5)
+    rates, model = [], VAE((1, 4, 4), latent=2, hidden=(8,), lr=0.1, lr_decay_start=0.5)
     x = DataLoader(TensorDataset(torch.randint(256, (10, 1, 4, 4)) / 255, torch.zeros(10)), 2)
     fit = trainer(tmp_path, max_epochs=2, logger=False, callbacks=[Rates()], limit_val_batches=0)
     fit.fit(model, x, x)
@@ -225,7 +225,7 @@ def test_convolutional_networks_mirror_each_other_at_any_size(shape):
     assert model.q(x).loc.shape == (2, 3) and model.decode(torch.zeros(5, 3)).shape == (5, *shape)
 
 
-@pytest.mark.parametrize("wrong", [{"test_k": ()}, {"kl_warmup": -1}, {"free_bits": -1.0}, {"decay_from": 1.5}])
+@pytest.mark.parametrize("wrong", [{"test_k": ()}, {"kl_warmup": -1}, {"free_bits": -1.0}, {"lr_decay_start": 1.5}])
 def test_arguments_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
         VAE(**wrong)

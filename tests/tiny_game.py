@@ -19,8 +19,8 @@ class Game(Adversarial):
 
     image_shape = (1, 1, 1)
 
-    def __init__(self, n_critic=1, accumulate=1, clip=0.0, decay=False):
-        super().__init__(n_critic, accumulate, clip)
+    def __init__(self, n_critic=1, accumulate_grad_batches=1, clip=0.0, decay=False):
+        super().__init__(n_critic, accumulate_grad_batches, clip)
         self.save_hyperparameters()
         self.generator = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
         self.discriminator = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -56,13 +56,13 @@ def main(processes, path, name="Game"):
     if name == "Pix2Pix":  # which in this form draws nothing
         pairs = torch.rand(2, 16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
         batches = DataLoader(TensorDataset(*pairs[:, mine]), 4 // processes)
-        model = Pix2Pix((3, 16, 16), levels=3, width=4, patch=16, norm="instance", dropout=0.0, decay_from=0.0)
+        model = Pix2Pix((3, 16, 16), num_downs=3, width=4, patch=16, norm="instance", dropout=0.0, lr_decay_start=0.0)
     elif name != "Game":  # a GAN of that name instead, on images
         file, options = name.lower().removesuffix("gp"), {"width": 4, "latent": 4, "n_critic": 2}
         networks = ["generator"]
         if name == "FactorVAE":
             file, options, networks = "factor_vae", {"hidden": (4,), "units": 4, "layers": 1}, ["encoder", "decoder"]
-        model = getattr(getattr(lit_generative.models, file), name)(accumulate=2, **options)
+        model = getattr(getattr(lit_generative.models, file), name)(accumulate_grad_batches=2, **options)
         batches, callbacks = DataLoader(TensorDataset(torch.rand(16, 1, 28, 28), torch.zeros(16)), 4), [EMA(networks)]
     trainer = Trainer(
         accelerator="cpu",

@@ -104,7 +104,9 @@ class OODScores(EvaluationCallback):
             raise UserError("OODScores: a background is for likelihood ratios, and this model has no likelihood")
         own_headline = "complexity" if isinstance(pl_module, HasLogProb) else getattr(pl_module, "ood_headline", "")
         self._headline = self.headline or own_headline
-        self._pixels = "x".join(map(str, own.image_shape)) + (" binary pixels" if own.levels == 2 else " 8-bit pixels")
+        self._pixels = "x".join(map(str, own.image_shape)) + (
+            " binary pixels" if own.num_levels == 2 else " 8-bit pixels"
+        )
         # images of other sets have no label that the model knows: all are scored alike
         self._unlabelled = ", of images without labels" if getattr(pl_module, "classes", 0) else ""
         self._kind = (getattr(pl_module, "log_prob_kind", "") or "not known") + self._unlabelled

@@ -14,10 +14,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_generative.checkpoints.best import BestModelCheckpoint, last_checkpoint
 from lit_generative.checkpoints.load import CheckpointError, has_training_state, read_checkpoint
-from lit_generative.utils.files import whole_file
+from lit_generative.utils.files import atomic_write
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are there whole or not at all: written aside, flushed to the disk, then renamed.
 
     A disk that is full or gone costs a checkpoint and not the run: a warning says so, and older checkpoints stay.
@@ -29,7 +29,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
-            with whole_file(Path(path)) as file:
+            with atomic_write(Path(path)) as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())

@@ -165,10 +165,10 @@ def require_same_shapes(model: torch.nn.Module, checkpoint: dict[str, Any], path
 
 
 def require_same_meaning(model: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Raise a CheckpointError if ``model`` has other values of its ``fixed`` arguments than those of the checkpoint."""
+    """Raise a CheckpointError if ``immutable_hparams`` of ``model`` differ from the checkpoint's."""
     saved = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
     now: Any = getattr(model, "hparams", {})
-    for name in getattr(model, "fixed", ()):
+    for name in getattr(model, "immutable_hparams", ()):
         if name in saved and now[name] != saved[name]:
             raise CheckpointError(
                 f"the weights were trained with {name}={saved[name]}, and mean nothing with {now[name]}: leave out "

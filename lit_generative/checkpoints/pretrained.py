@@ -22,7 +22,7 @@ from lit_generative.checkpoints.load import (
     require_same_meaning,
     require_same_shapes,
 )
-from lit_generative.utils.files import require_new, whole_file
+from lit_generative.utils.files import atomic_write, require_new
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # best first, where a place holds several files
@@ -126,7 +126,7 @@ def start_from(model: Any, source: str) -> None:
         saved = read_safely(path)
         if isinstance(saved, dict) and saved.get("class_path") == class_path(model):
             require_same_meaning(model, saved)
-        state |= model.translated(weights_of(saved, path, raw="raw" in options))
+        state |= model.convert_state_dict(weights_of(saved, path, raw="raw" in options))
         partly |= "partly" in options
     own = model.state_dict()
     fitting = {name: v for name, v in state.items() if name in own and v.shape == own[name].shape}
@@ -164,9 +164,9 @@ def save_pretrained(model: Any, folder: str | Path) -> None:
     content = save({name: v.detach().cpu().contiguous().clone() for name, v in model.state_dict().items()})
     config = described(type(model), class_path(model), dict(model.hparams))
     config["sha256"] = hashlib.sha256(content).hexdigest()
-    with whole_file(folder / WEIGHTS) as file:
+    with atomic_write(folder / WEIGHTS) as file:
         file.write(content)
-    with whole_file(folder / CONFIG, "w") as file:
+    with atomic_write(folder / CONFIG, "w") as file:
         file.write(json.dumps(config, indent=2) + "\n")
 
 

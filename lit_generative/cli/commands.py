@@ -12,7 +12,7 @@ from lit_generative.errors import UserError, UserTypeError
 from lit_generative.images import grid, save_png, to_uint8
 from lit_generative.protocols import Samples
 from lit_generative.sampling import draw
-from lit_generative.utils.files import require_new, whole_file
+from lit_generative.utils.files import atomic_write, require_new
 from lit_generative.utils.rng import forked_rng
 
 
@@ -76,7 +76,7 @@ def sample(
     elif kind == ".npz":
         import numpy as np
 
-        with whole_file(target) as file:
+        with atomic_write(target) as file:
             np.savez_compressed(file, images=to_uint8(x).permute(0, 2, 3, 1).numpy())
     else:
         for i, image in enumerate(x):

@@ -60,7 +60,7 @@ def strata(steps: int, n: int) -> Tensor:
     return torch.stack([edges[:-1], edges[1:]], 1)
 
 
-def given(denoise: Callable[..., Tensor], c: Tensor | None, i: Tensor | slice = slice(None)) -> Denoiser:
+def with_labels(denoise: Callable[..., Tensor], c: Tensor | None, i: Tensor | slice = slice(None)) -> Denoiser:
     """``denoise`` of the images ``i`` with their labels, if there are any."""
     return denoise if c is None else partial(denoise, c=c[i])
 
@@ -100,11 +100,11 @@ def variational_bound(
         width = exact(torch.ones(len(t), 1, device=device))
     flat, image = t.flatten(), torch.arange(b, device=device).expand_as(t).flatten()
     pairs = zip(flat.split(chunk), image.split(chunk), strict=True)
-    kls = [step_kl(given(denoise, c, i), schedule, x_0[i], at, variance) for at, i in pairs]
+    kls = [step_kl(with_labels(denoise, c, i), schedule, x_0[i], at, variance) for at, i in pairs]
     each = exact(torch.cat(kls).view_as(t))
     diffusion = (width * each.mean(1)).sum(0)
     stderr = (width * (each[:, 0] - each[:, -1]) / 2).square().sum(0).sqrt()
 
     one = torch.ones(b, dtype=torch.long, device=device)
-    estimate = given(denoise, c)(schedule.diffuse(x_0, one, torch.randn_like(x_0)), one)
+    estimate = with_labels(denoise, c)(schedule.diffuse(x_0, one, torch.randn_like(x_0)), one)
     return Bound(prior_kl(schedule, x_0), diffusion.to(x_0), -decoder(estimate), stderr.to(x_0))

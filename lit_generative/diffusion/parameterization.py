@@ -27,18 +27,18 @@ ESTIMATES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def denoising_losses(
-    predict: Callable[[Tensor, Tensor], Tensor], schedule: Schedule, target: str, x_0: Tensor, t: Tensor
+    predict: Callable[[Tensor, Tensor], Tensor], schedule: Schedule, parameterization: str, x_0: Tensor, t: Tensor
 ) -> Tensor:
     """L_simple (Ho et al., 2020, Eq. 14 and Algorithm 1) of data ``(B, ...)`` at times ``(B,)``, one draw, ``(B,)``.
 
     ``predict(x_t, t)`` is what the network says. The mean over numbers, as in the authors' code, not their sum.
     """
     a, eps = schedule.at(t, x_0), torch.randn_like(x_0)
-    wanted = TARGETS[target](x_0, eps, a.sqrt().to(x_0), (1 - a).sqrt().to(x_0))
+    wanted = TARGETS[parameterization](x_0, eps, a.sqrt().to(x_0), (1 - a).sqrt().to(x_0))
     return (predict(schedule.diffuse(x_0, t, eps), t) - wanted).square().flatten(1).mean(1)
 
 
-def estimate(schedule: Schedule, target: str, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
+def estimate(schedule: Schedule, parameterization: str, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
     """x_0 of what the network says ``out`` ``(B, ...)`` of ``x_t`` at times ``(B,)``, ``(B, ...)``."""
     a = schedule.at(t, x_t)
-    return ESTIMATES[target](x_t, out, a.sqrt().to(x_t), (1 - a).sqrt().to(x_t))
+    return ESTIMATES[parameterization](x_t, out, a.sqrt().to(x_t), (1 - a).sqrt().to(x_t))

@@ -17,10 +17,10 @@ from lit_generative.errors import UserError
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
-Watcher = Callable[[int, Tensor, Tensor], None]  # of t, x_t and the estimate of x_0, in every step of a sampler
+StepCallback = Callable[[int, Tensor, Tensor], None]  # of t, x_t and the estimate of x_0, in every step of a sampler
 
 
-def subsequence(steps: int, n: int, power: float = 1.0) -> list[int]:
+def power_timesteps(steps: int, n: int, power: float = 1.0) -> list[int]:
     """``n`` times from T down to 1, both included for n > 1; the higher ``power``, the more of them near the data.
 
     1 spaces them alike; 2 is the quadratic choice of Song, Meng & Ermon (2021, App. D.2).
@@ -36,7 +36,7 @@ def subsequence(steps: int, n: int, power: float = 1.0) -> list[int]:
     return times.round().long().maximum(torch.arange(1, n + 1)).flip(0).tolist()  # no time twice
 
 
-def even_in_log_snr(schedule: Schedule, n: int, lowest: float = -6.0) -> list[int]:
+def logsnr_timesteps(schedule: Schedule, n: int, lowest: float = -6.0) -> list[int]:
     """``n`` times from T down to 1, evenly spaced in log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)) (Lu et al., 2022).
 
     Below ``lowest`` there is nothing but noise: there, T stands for all.
@@ -53,25 +53,25 @@ def even_in_log_snr(schedule: Schedule, n: int, lowest: float = -6.0) -> list[in
     return times.minimum(steps - n + 1 + k).flip(0).tolist()
 
 
-def places(schedule: Schedule, sampler: str, n: int, power: float | None = None) -> list[int]:
+def timesteps(schedule: Schedule, sampler: str, n: int, power: float | None = None) -> list[int]:
     """Where a sampler asks: without ``power`` evenly, ``dpm_solver`` in log-SNR, the others in t."""
     if power is None and sampler == "dpm_solver":
-        return even_in_log_snr(schedule, n)
-    return subsequence(schedule.steps, n, 1.0 if power is None else power)
+        return logsnr_timesteps(schedule, n)
+    return power_timesteps(schedule.steps, n, 1.0 if power is None else power)
 
 
 def _estimates(
     denoise: Denoiser,
     x: Tensor,
     times: list[int],
-    watch: Watcher | None,
+    callback: StepCallback | None,
     take: Callable[[Tensor, Tensor, int, int], Tensor],
 ) -> Tensor:
     """Go from the first time to 0 by ``take(x_t, estimate of x_0, t, s)``."""
     for t, s in pairwise([*times, 0]):
         estimate = denoise(x, torch.full((len(x),), t, device=x.device))
-        if watch is not None:
-            watch(t, x, estimate)
+        if callback is not None:
+            callback(t, x, estimate)
         x = take(x, estimate, t, s)
     return x
 
@@ -87,7 +87,7 @@ def ancestral(
     times: list[int],
     variance: str = "small",
     generator: Generator | None = None,
-    watch: Watcher | None = None,
+    callback: StepCallback | None = None,
 ) -> Tensor:
     """Draw x_s ~ p(x_s|x_t) step by step (Ho et al., 2020, Algorithm 2), its ``variance`` small or large."""
     a = schedule.alpha_bar.tolist()
@@ -98,7 +98,7 @@ def ancestral(
             return x_0
         return c_0 * x_0 + c_t * x + (1 - a[t] / a[s] if variance == "large" else v) ** 0.5 * _noise(x, generator)
 
-    return _estimates(denoise, x_T, times, watch, take)
+    return _estimates(denoise, x_T, times, callback, take)
 
 
 def ddim(
@@ -108,7 +108,7 @@ def ddim(
     times: list[int],
     eta: float = 0.0,
     generator: Generator | None = None,
-    watch: Watcher | None = None,
+    callback: StepCallback | None = None,
 ) -> Tensor:
     """Denoising diffusion implicit models (Song, Meng & Ermon, 2021, Eq. 12 and 16); eta = 0 adds no noise."""
     a = schedule.alpha_bar.tolist()
@@ -119,7 +119,7 @@ def ddim(
         x = a[s] ** 0.5 * x_0 + max(0.0, 1 - a[s] - sigma**2) ** 0.5 * eps
         return x + sigma * _noise(x, generator) if sigma else x
 
-    return _estimates(denoise, x_T, times, watch, take)
+    return _estimates(denoise, x_T, times, callback, take)
 
 
 def ddim_inverse(denoise: Denoiser, x_0: Tensor, schedule: Schedule, times: list[int]) -> Tensor:
@@ -137,7 +137,7 @@ def ddim_inverse(denoise: Denoiser, x_0: Tensor, schedule: Schedule, times: list
 
 
 def dpm_solver(
-    denoise: Denoiser, x_T: Tensor, schedule: Schedule, times: list[int], watch: Watcher | None = None
+    denoise: Denoiser, x_T: Tensor, schedule: Schedule, times: list[int], callback: StepCallback | None = None
 ) -> Tensor:
     """DPM-Solver++(2M): the probability flow in two-step second order (Lu et al., 2022, Algorithm 2), no noise."""
     a = schedule.alpha_bar.tolist()
@@ -153,14 +153,16 @@ def dpm_solver(
         before[:] = x_0, h
         return ((1 - a[s]) / (1 - a[t])) ** 0.5 * x - a[s] ** 0.5 * math.expm1(-h) * d
 
-    return _estimates(denoise, x_T, times, watch, take)
+    return _estimates(denoise, x_T, times, callback, take)
 
 
 # of (denoise, x_T, schedule, times, eta, variance, watch)
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "ancestral": lambda f, x, schedule, times, eta, variance, watch: ancestral(
-        f, x, schedule, times, variance, watch=watch
+    "ancestral": lambda f, x, schedule, times, eta, variance, callback: ancestral(
+        f, x, schedule, times, variance, callback=callback
     ),
-    "ddim": lambda f, x, schedule, times, eta, variance, watch: ddim(f, x, schedule, times, eta, watch=watch),
-    "dpm_solver": lambda f, x, schedule, times, eta, variance, watch: dpm_solver(f, x, schedule, times, watch=watch),
+    "ddim": lambda f, x, schedule, times, eta, variance, callback: ddim(f, x, schedule, times, eta, callback=callback),
+    "dpm_solver": lambda f, x, schedule, times, eta, variance, callback: dpm_solver(
+        f, x, schedule, times, callback=callback
+    ),
 }

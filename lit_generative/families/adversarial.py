@@ -46,12 +46,13 @@ class Adversarial(GenerativeModel):
     """A model whose training is a game of ``generator`` and ``discriminator``.
 
     `configure_optimizers` gives the optimisers of the two in this order, and their schedules if any.
-    ``trainer.global_step`` counts batches, whatever ``n_critic`` and ``accumulate`` are; a step that float16's scaler
+    ``trainer.global_step`` counts batches, whatever ``n_critic`` and ``log_terms`` are; a step that float16's scaler
     skips counts too.
 
     Args:
         n_critic: Steps of the discriminator to one of the generator.
-        accumulate: Batches, of equal size, whose gradients make one step; the last step of an epoch may have fewer.
+        accumulate_grad_batches: Batches, of equal size, whose gradients make one step; the last step of an epoch may
+            have fewer.
         clip: Norm to which either network's gradients are clipped; 0: not at all.
         rest: Arguments of the other class, where a model is a game and something else (``class M(Adversarial, VAE)``).
     """
@@ -61,12 +62,15 @@ class Adversarial(GenerativeModel):
     monitor: str | None = None  # a game has no loss to choose by
     handed_on = (*GenerativeModel.handed_on, "adversarial_steps", "adversarial_step_begun")
 
-    def __init__(self, n_critic: int = 1, accumulate: int = 1, clip: float = 0.0, **rest: Any) -> None:
+    def __init__(self, n_critic: int = 1, accumulate_grad_batches: int = 1, clip: float = 0.0, **rest: Any) -> None:
         super().__init__(**rest)
-        if min(n_critic, accumulate) < 1 or clip < 0:
-            raise UserError(f"n_critic {n_critic} and accumulate {accumulate} start at 1, clip {clip} at 0")
+        if min(n_critic, accumulate_grad_batches) < 1 or clip < 0:
+            raise UserError(
+                "n_critic and accumulate_grad_batches must be >= 1, clip >= 0; "
+                f"got {n_critic}, {accumulate_grad_batches}, {clip}"
+            )
         self.automatic_optimization = False
-        self.n_critic, self.batches_per_step, self.clip = n_critic, accumulate, clip
+        self.n_critic, self.batches_per_step, self.clip = n_critic, accumulate_grad_batches, clip
         self.discriminator_steps = self.generator_steps = self.images_seen = 0
         self._waiting: list[Batch] = []  # batches behind the gradients of a step to come
 
@@ -158,7 +162,7 @@ class Adversarial(GenerativeModel):
         with strategy.block_backward_sync() if alone else nullcontext():  # type: ignore[attr-defined]
             # only the last one sums over processes
             self.manual_backward(next(iter(losses.values())))
-        self.accumulate(losses, images)
+        self.log_terms(losses, images)
 
     def _step(self, optimizer: LightningOptimizer) -> None:
         if len(self._waiting) > 1:  # the mean over what was accumulated
@@ -178,7 +182,7 @@ class Adversarial(GenerativeModel):
         """Lightning's first hook: say which of the model's options replaces what manual optimisation cannot honour."""
         for flag, unset, own in (
             ("gradient_clip_val", (None, 0), "clip"),
-            ("accumulate_grad_batches", (1,), "accumulate"),
+            ("accumulate_grad_batches", (1,), "accumulate_grad_batches"),
         ):
             value = getattr(self.trainer, flag)
             if value not in unset and self.trainer.state.fn == TrainerFn.FITTING:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from lit_generative.families.adversarial import Adversarial, Batch
 from lit_generative.images import from_symmetric, to_symmetric
-from lit_generative.utils.interpolation import arcs
+from lit_generative.utils.interpolation import spherical_interpolation
 from lit_generative.utils.precision import at_least_float32
 
 
@@ -38,7 +38,7 @@ class GAN(Adversarial):
     @torch.no_grad()
     def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
-        return self.decode(arcs(self.noise(2, n, self.latent), steps))
+        return self.decode(spherical_interpolation(self.noise(2, n, self.latent), steps))
 
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
         """How little the discriminator thinks of each image, ``(B,)``. Not a likelihood."""

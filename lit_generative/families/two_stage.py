@@ -9,7 +9,9 @@ from lit_generative.generative_model import GenerativeModel
 from lit_generative.protocols import HasLatent
 
 
-def borrow(source: str | Path | dict[str, Any], image_shape: tuple[int, int, int]) -> tuple[Any, dict[str, Any]]:
+def load_frozen_autoencoder(
+    source: str | Path | dict[str, Any], image_shape: tuple[int, int, int]
+) -> tuple[Any, dict[str, Any]]:
     """A frozen model that can encode and decode, from a checkpoint or from what an earlier one said of it, and that.
 
     Raises:

@@ -26,7 +26,7 @@ class Bijection(nn.Module):
         raise NotImplementedError
 
 
-def no_change(x: Tensor) -> Tensor:
+def zero_log_det(x: Tensor) -> Tensor:
     """The log-determinant of a map that only moves numbers, ``(B,)`` zeros."""
     # in an exported program len(x) would be the size of its example
     return x.new_zeros(x.shape[0])
@@ -40,7 +40,7 @@ class Chain(Bijection):
         self.bijections = nn.ModuleList(bijections)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        total = no_change(x)
+        total = zero_log_det(x)
         bijection: Any
         for bijection in self.bijections:
             x, log_det = bijection(x)
@@ -48,7 +48,7 @@ class Chain(Bijection):
         return x, total
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        total = no_change(z)
+        total = zero_log_det(z)
         bijection: Any
         for bijection in reversed(self.bijections):
             z, log_det = bijection.inverse(z)
@@ -190,12 +190,12 @@ class Squeeze(Bijection):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         b, c, h, w = x.shape
         x = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4)
-        return x.reshape(b, 4 * c, h // 2, w // 2), no_change(x)
+        return x.reshape(b, 4 * c, h // 2, w // 2), zero_log_det(x)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         b, c, h, w = z.shape
         z = z.reshape(b, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2)
-        return z.reshape(b, c // 4, 2 * h, 2 * w), no_change(z)
+        return z.reshape(b, c // 4, 2 * h, 2 * w), zero_log_det(z)
 
 
 class Flatten(Bijection):
@@ -206,10 +206,10 @@ class Flatten(Bijection):
         self.shape = shape
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.flatten(1), no_change(x)
+        return x.flatten(1), zero_log_det(x)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return z.unflatten(1, self.shape), no_change(z)
+        return z.unflatten(1, self.shape), zero_log_det(z)
 
 
 class Permute(Bijection):
@@ -224,10 +224,10 @@ class Permute(Bijection):
         self.register_buffer("back", order.argsort(), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x[:, self.order], no_change(x)
+        return x[:, self.order], zero_log_det(x)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return z[:, self.back], no_change(z)
+        return z[:, self.back], zero_log_det(z)
 
 
 class Split(Bijection):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_generative.errors import UserError
 from lit_generative.metrics.frechet import Gaussian
-from lit_generative.utils.files import whole_file
+from lit_generative.utils.files import atomic_write
 
 
 def cache_folder() -> Path:
@@ -44,7 +44,7 @@ def path_of(key: Mapping[str, Any], folder: Path) -> Path:
 
 def save_statistics(path: Path, gaussian: Gaussian, key: Mapping[str, Any]) -> None:
     """Write an .npz that appears whole or not at all; its ``mu`` and ``sigma`` are those of pytorch-fid."""
-    with whole_file(path, shared=True) as file:
+    with atomic_write(path, shared=True) as file:
         np.savez(
             file,
             mu=gaussian.mean.numpy(),

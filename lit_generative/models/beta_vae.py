@@ -31,7 +31,7 @@ class BetaVAE(VAE):
         activation: Literal["ReLU", "Tanh", "SiLU"] = "ReLU",
         likelihood: Literal["bernoulli", "logistic", "gaussian"] = "logistic",
         lr: float = 1e-3,
-        decay_from: float = 1.0,
+        lr_decay_start: float = 1.0,
         kl_warmup: int = 0,
         free_bits: float = 0.0,
         test_k: Sequence[int] = (5, 50, 150),
@@ -41,7 +41,17 @@ class BetaVAE(VAE):
         if beta < 0:
             raise UserError(f"beta must not be negative, got {beta}")
         super().__init__(
-            image_shape, latent, network, hidden, activation, likelihood, lr, decay_from, kl_warmup, free_bits, test_k
+            image_shape,
+            latent,
+            network,
+            hidden,
+            activation,
+            likelihood,
+            lr,
+            lr_decay_start,
+            kl_warmup,
+            free_bits,
+            test_k,
         )
         self.beta = beta
         self.start_from(init_from)

@@ -39,7 +39,7 @@ class DCGAN(GAN):
         label_smoothing: Real images are labelled 1 minus this (Salimans et al., 2016, one-sided).
         spectral_norm: Divide the discriminator's weights by their spectral norms (Miyato et al., 2018).
         n_critic: Steps of the discriminator to one of the generator.
-        accumulate: Batches whose gradients make one step.
+        accumulate_grad_batches: Batches whose gradients make one step.
         clip: Norm to which gradients are clipped; 0: not at all.
         init_from: Weights to start from, see `start_from`.
     """
@@ -55,11 +55,11 @@ class DCGAN(GAN):
         label_smoothing: float = 0.0,
         spectral_norm: bool = False,
         n_critic: int = 1,
-        accumulate: int = 1,
+        accumulate_grad_batches: int = 1,
         clip: float = 0.0,
         init_from: str | None = None,
     ) -> None:
-        super().__init__(n_critic, accumulate, clip)
+        super().__init__(n_critic, accumulate_grad_batches, clip)
         if min(latent, width) < 1 or not 0 <= label_smoothing < 1:
             raise UserError(
                 f"latent and width start at 1, label_smoothing is in [0, 1); got {latent}, {width}, {label_smoothing}"

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from lit_generative.diffusion.elbo import Bound, decoder_scale, variational_bound
 from lit_generative.errors import UserError, UserTypeError
-from lit_generative.families.diffusion_model import DenoisingModel, Sampler
+from lit_generative.families.diffusion_model import DiffusionModel, Sampler
 from lit_generative.images import from_symmetric, to_symmetric
 from lit_generative.likelihoods import DiscretizedGaussian
 from lit_generative.nn.unet import UNet, renamed
 from lit_generative.training.batches import describe
 
 
-class DDPM(DenoisingModel):
+class DDPM(DiffusionModel):
     """Diffusion of pixels, undone by a U-Net.
 
     Args:
@@ -34,17 +34,17 @@ class DDPM(DenoisingModel):
         channels, blocks, attention_at, head_channels, dropout, groups, patch: The network's, see `UNet`.
         steps: T.
         schedule: How beta_t grows.
-        target: What the network predicts.
+        parameterization: What the network predicts.
         variance: Of p(x_s|x_t), s > 0: ``small``, that of q(x_s|x_t, x_0), or ``large``, beta_t. That of p(x_0|x_1) is
             the same in both, see `decoder_scale`.
         classes: Number of labels to condition on; 0: none.
-        unlabelled: Fraction of labels that training hides, so that guidance has a model without them.
+        label_dropout: Fraction of labels that training hides, so that guidance has a model without them.
         lr: Learning rate of Adam.
-        warmup: Steps in which it rises from 0.
-        decay_from: Fraction of the run after which it falls linearly to 0; 1 keeps it constant.
+        lr_warmup_steps: Steps in which it rises from 0.
+        lr_decay_start: Fraction of the run after which it falls linearly to 0; 1 keeps it constant.
         sampler: What `sample` goes by.
         sampling_steps: Times that it asks the network.
-        bound_terms: Terms of the bound that `log_prob` draws for every image out of T - 1; 0: it takes them all.
+        elbo_terms: Terms of the bound that `log_prob` draws for every image out of T - 1; 0: it takes them all.
         init_from: Weights to start from, see `start_from`; also those of diffusers' ``UNet2DModel``.
     """
 
@@ -62,33 +62,44 @@ class DDPM(DenoisingModel):
         patch: int = 2,
         steps: int = 1000,
         schedule: Literal["linear", "cosine"] = "linear",
-        target: Literal["eps", "x_0", "v"] = "eps",
+        parameterization: Literal["eps", "x_0", "v"] = "eps",
         variance: Literal["small", "large"] = "small",
         classes: int = 0,
-        unlabelled: float = 0.1,
+        label_dropout: float = 0.1,
         lr: float = 2e-4,
-        warmup: int = 0,
-        decay_from: float = 1.0,
+        lr_warmup_steps: int = 0,
+        lr_decay_start: float = 1.0,
         sampler: Sampler = "dpm_solver",
         sampling_steps: int = 20,
-        bound_terms: int = 20,
+        elbo_terms: int = 20,
         init_from: str | None = None,
     ) -> None:
         super().__init__()
-        if classes < 0 or not (0 <= unlabelled <= 1 and (unlabelled or not classes)):
+        if classes < 0 or not (0 <= label_dropout <= 1 and (label_dropout or not classes)):
             raise UserError(
-                f"classes is not negative, unlabelled lies in [0, 1] and above 0 with classes, else samples without a "
-                f"label come from what was never trained; got {classes}, {unlabelled}"
+                "classes must be >= 0, label_dropout in [0, 1], and > 0 with classes (samples without a label come from "
+                f"what those trained); got {classes}, {label_dropout}"
             )
         self.save_hyperparameters(ignore=["init_from"])  # what was loaded once is in every later checkpoint
         self.image_shape = self.data_shape = image_shape
-        self.classes, self.unlabelled = classes, unlabelled
+        self.classes, self.label_dropout = classes, label_dropout
         labels = classes + 1 if classes else 0  # the last stands for none
         self.denoiser = UNet(image_shape, channels, blocks, attention_at, head_channels, dropout, groups, patch, labels)
-        self.diffuse_by(steps, schedule, target, variance, sampler, sampling_steps, bound_terms, lr, warmup, decay_from)
+        self.diffuse_by(
+            steps,
+            schedule,
+            parameterization,
+            variance,
+            sampler,
+            sampling_steps,
+            elbo_terms,
+            lr,
+            lr_warmup_steps,
+            lr_decay_start,
+        )
         self.start_from(init_from)
 
-    def translated(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Diffusers' U-Nets have the weights of ours and the same names."""
         return {f"denoiser.{name}": v for name, v in renamed(state).items()} if "conv_in.weight" in state else state
 
@@ -148,11 +159,11 @@ class DDPM(DenoisingModel):
         return self.denoiser(x_t, t - 1, c).to(x_t)  # networks count from 0
 
     def denoise(self, x_t: Tensor, t: Tensor, c: Tensor | None = None, guidance: float = 0.0) -> Tensor:
-        """Estimate of E[x_0|x_t], cut to [-1, 1]; see `DenoisingModel.denoise`."""
+        """Estimate of E[x_0|x_t], cut to [-1, 1]; see `DiffusionModel.denoise`."""
         return super().denoise(x_t, t, c, guidance).clamp(-1, 1)
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        """The denoiser: x_t, t - 1 ``(B,)`` int64, and labels if it knows them, to what ``target`` says."""
+        """The denoiser: x_t, t - 1 ``(B,)`` int64, and labels if it knows them, to what ``parameterization`` says."""
         t = torch.zeros(2, dtype=torch.long)
         return {"denoiser": (self.denoiser, (torch.zeros(2, *self.image_shape), t, *([t] * (self.classes > 0))))}
 
@@ -165,5 +176,5 @@ class DDPM(DenoisingModel):
         def log_mass(x_0: Tensor) -> Tensor:  # Eq. 13
             return DiscretizedGaussian.at(from_symmetric(x_0), sigma).log_prob(x)
 
-        drawn = self.bound_terms if terms is None else terms
+        drawn = self.elbo_terms if terms is None else terms
         return variational_bound(self.denoise, self.schedule, self.to_data(x), log_mass, self.variance, drawn, c=c)

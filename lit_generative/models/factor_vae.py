@@ -49,7 +49,7 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
         units: Width of the discriminator's hidden layers.
         layers: How many it has.
         lr_discriminator: Its learning rate (Adam, betas 0.5 and 0.9); ``lr`` is the VAE's.
-        accumulate: Batches whose gradients make one step.
+        accumulate_grad_batches: Batches whose gradients make one step.
         clip: Norm to which gradients are clipped; 0: not at all. The other arguments are those of :class:`VAE`.
     """
 
@@ -65,7 +65,7 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
         activation: Literal["ReLU", "Tanh", "SiLU"] = "ReLU",
         likelihood: Literal["bernoulli", "logistic", "gaussian"] = "logistic",
         lr: float = 1e-3,
-        decay_from: float = 1.0,
+        lr_decay_start: float = 1.0,
         kl_warmup: int = 0,
         free_bits: float = 0.0,
         test_k: Sequence[int] = (5, 50, 150),
@@ -73,14 +73,14 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
         units: int = 1000,
         layers: int = 6,
         lr_discriminator: float = 1e-4,
-        accumulate: int = 1,
+        accumulate_grad_batches: int = 1,
         clip: float = 0.0,
         init_from: str | None = None,
     ) -> None:
         if gamma < 0 or min(units, layers) < 1:
             raise UserError(f"gamma starts at 0, units and layers at 1; got {gamma}, {units}, {layers}")
         super().__init__(
-            accumulate=accumulate,
+            accumulate_grad_batches=accumulate_grad_batches,
             clip=clip,
             image_shape=image_shape,
             latent=latent,
@@ -89,7 +89,7 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
             activation=activation,
             likelihood=likelihood,
             lr=lr,
-            decay_from=decay_from,
+            lr_decay_start=lr_decay_start,
             kl_warmup=kl_warmup,
             free_bits=free_bits,
             test_k=test_k,
@@ -165,4 +165,4 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
         critic = torch.optim.Adam(
             self.discriminator.parameters(), self.lr_discriminator, (0.5, 0.9), fused=not self.clip
         )
-        return [self.with_decay(vae, self.decay_from), self.with_decay(critic, self.decay_from)]
+        return [self.with_decay(vae, self.lr_decay_start), self.with_decay(critic, self.lr_decay_start)]

@@ -30,14 +30,16 @@ class IWAE(VAE):
         activation: Literal["ReLU", "Tanh", "SiLU"] = "Tanh",
         likelihood: Literal["bernoulli", "logistic", "gaussian"] = "bernoulli",
         lr: float = 1e-3,
-        decay_from: float = 1.0,
+        lr_decay_start: float = 1.0,
         test_k: Sequence[int] = (5, 50, 150),
         k: int = 50,
         init_from: str | None = None,
     ) -> None:
         if k < 1:
             raise UserError(f"k must be positive, got {k}")
-        super().__init__(image_shape, latent, network, hidden, activation, likelihood, lr, decay_from, test_k=test_k)
+        super().__init__(
+            image_shape, latent, network, hidden, activation, likelihood, lr, lr_decay_start, test_k=test_k
+        )
         self.k = k
         self.start_from(init_from)
 

@@ -18,12 +18,12 @@ from torch.distributions import Normal
 
 from lit_generative.diffusion.elbo import Bound, variational_bound
 from lit_generative.errors import UserError, UserTypeError
-from lit_generative.families.diffusion_model import DenoisingModel, Sampler
-from lit_generative.families.two_stage import borrow
+from lit_generative.families.diffusion_model import DiffusionModel, Sampler
+from lit_generative.families.two_stage import load_frozen_autoencoder
 from lit_generative.nn.time_mlp import TimeMLP
 
 
-class LatentDiffusion(DenoisingModel):
+class LatentDiffusion(DiffusionModel):
     """Diffusion of the latents of a VAE that is there already.
 
     Args:
@@ -31,7 +31,8 @@ class LatentDiffusion(DenoisingModel):
         image_shape: (C, H, W) of the images.
         width: Units of the network's layers, an even number.
         depth: Its residual blocks.
-        steps, schedule, target, variance, lr, warmup, decay_from, sampler, sampling_steps, bound_terms: As of `DDPM`.
+        steps, schedule, parameterization, variance, lr, lr_warmup_steps: As of `DDPM`.
+        lr_decay_start, sampler, sampling_steps, elbo_terms: As of `DDPM`.
         init_from: Weights to start from, see `start_from`.
 
     Raises:
@@ -49,35 +50,46 @@ class LatentDiffusion(DenoisingModel):
         depth: int = 4,
         steps: int = 1000,
         schedule: Literal["linear", "cosine"] = "linear",
-        target: Literal["eps", "x_0", "v"] = "eps",
+        parameterization: Literal["eps", "x_0", "v"] = "eps",
         variance: Literal["small", "large"] = "large",
         lr: float = 1e-3,
-        warmup: int = 0,
-        decay_from: float = 0.5,
+        lr_warmup_steps: int = 0,
+        lr_decay_start: float = 0.5,
         sampler: Sampler = "dpm_solver",
         sampling_steps: int = 20,
-        bound_terms: int = 100,
+        elbo_terms: int = 100,
         init_from: str | None = None,
     ) -> None:
         super().__init__()
         if width < 4 or width % 2 or depth < 1:
             raise UserError(f"width must be even and at least 4, depth at least 1; got {width} and {depth}")
-        if schedule == "cosine" and target == "eps":
+        if schedule == "cosine" and parameterization == "eps":
             raise UserError(
                 "the cosine schedule leaves nothing of z at T, from which eps cannot tell z: choose target v or x_0"
             )
         self.autoencoder: Any
-        self.autoencoder, autoencoder = borrow(autoencoder, image_shape)
+        self.autoencoder, autoencoder = load_frozen_autoencoder(autoencoder, image_shape)
         if not (hasattr(self.autoencoder, "q") and hasattr(self.autoencoder, "p")):
             raise UserTypeError(
                 "the autoencoder of a LatentDiffusion must have a posterior `q` and a likelihood `p`, as a VAE has: "
                 f"{type(self.autoencoder).__name__} has not"
             )
         self.save_hyperparameters(ignore=["init_from"])  # of the autoencoder its description, no longer its file
-        self.image_shape, self.levels = image_shape, self.autoencoder.levels
+        self.image_shape, self.num_levels = image_shape, self.autoencoder.num_levels
         self.data_shape = (self.autoencoder.latent,)
         self.denoiser = TimeMLP(*self.data_shape, width, depth)
-        self.diffuse_by(steps, schedule, target, variance, sampler, sampling_steps, bound_terms, lr, warmup, decay_from)
+        self.diffuse_by(
+            steps,
+            schedule,
+            parameterization,
+            variance,
+            sampler,
+            sampling_steps,
+            elbo_terms,
+            lr,
+            lr_warmup_steps,
+            lr_decay_start,
+        )
         self.likelihood_kind = self.log_prob_kind = f"{self.log_prob_kind}, one draw of z"
         self.start_from(init_from)
 
@@ -95,7 +107,7 @@ class LatentDiffusion(DenoisingModel):
         return self.denoiser(x_t, t - 1).to(x_t)
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        """The denoiser: z_t and t - 1 ``(B,)`` int64 to what ``target`` says; and the autoencoder's programs."""
+        """The denoiser: z_t and t - 1 ``(B,)`` int64 to its ``parameterization``; and the autoencoder's programs."""
         own = {"denoiser": (self.denoiser, (torch.zeros(2, *self.data_shape), torch.zeros(2, dtype=torch.long)))}
         return own | self.autoencoder.programs()
 
@@ -110,7 +122,7 @@ class LatentDiffusion(DenoisingModel):
         def log_density(estimate: Tensor) -> Tensor:  # of z_0 given z_1
             return Normal(estimate, sigma, validate_args=False).log_prob(z).sum(1)
 
-        drawn = self.bound_terms if terms is None else terms
+        drawn = self.elbo_terms if terms is None else terms
         latent = variational_bound(self.denoise, self.schedule, z, log_density, self.variance, drawn)
         log_p_x = self.autoencoder.p(z[None]).log_prob(x)[0]
         return latent._replace(decoder=latent.decoder + q.log_prob(z).sum(1) - log_p_x)

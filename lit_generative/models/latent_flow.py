@@ -17,15 +17,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lit_generative.errors import UserError
-from lit_generative.families.two_stage import borrow
+from lit_generative.families.two_stage import load_frozen_autoencoder
 from lit_generative.flows.bijections import Chain, Inverse
 from lit_generative.flows.coupling import dense
 from lit_generative.generative_model import GenerativeModel
-from lit_generative.likelihoods import finite_or_impossible, standard_normal
+from lit_generative.likelihoods import nan_to_neg_inf, standard_normal
 from lit_generative.metrics.aggregation import Moments
 from lit_generative.nn.mlp import MLPAutoencoder
 from lit_generative.training.progress import progress
-from lit_generative.utils.interpolation import arcs, not_negative
+from lit_generative.utils.interpolation import not_negative, spherical_interpolation
 
 
 class LatentFlow(GenerativeModel):
@@ -38,20 +38,20 @@ class LatentFlow(GenerativeModel):
             alone is enough to resume.
         hidden: Units of its own autoencoder's hidden layers.
         latent: Numbers that its own autoencoder puts out.
-        share: Fraction of the run that trains its own autoencoder; the rest trains the flow, which once begun goes on
-            in a longer run, too.
+        autoencoder_fraction: Fraction of the run that trains its own autoencoder; the rest trains the flow, which once
+            started continues in a longer run, too.
         couplings: Couplings of the flow.
         width: Units of the conditioners' hidden layers.
         depth: Hidden layers of the conditioners.
         lr: Learning rate of Adam.
-        decay_from: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
+        lr_decay_start: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
         init_from: Weights to start from, see `start_from`.
     """
 
     needs_float32 = "a density of rounded latents is none"
     ood_headline = "sum"
     smallest_batch = 2  # of vectors, whose variance the flow's normalisations start from
-    handed_on = (*GenerativeModel.handed_on, "flow_begun")
+    handed_on = (*GenerativeModel.handed_on, "flow_started")
 
     def __init__(
         self,
@@ -59,27 +59,30 @@ class LatentFlow(GenerativeModel):
         autoencoder: str | dict[str, Any] | None = None,
         hidden: Sequence[int] = (512,),
         latent: int = 32,
-        share: float = 0.5,
+        autoencoder_fraction: float = 0.5,
         couplings: int = 8,
         width: int = 256,
         depth: int = 2,
         lr: float = 1e-3,
-        decay_from: float = 0.8,
+        lr_decay_start: float = 0.8,
         init_from: str | None = None,
     ) -> None:
         super().__init__()
-        if min(latent, couplings, width, depth, *hidden) < 1 or not (0 < share < 1 and 0 <= decay_from <= 1):
+        if min(latent, couplings, width, depth, *hidden) < 1 or not (
+            0 < autoencoder_fraction < 1 and 0 <= lr_decay_start <= 1
+        ):
             raise UserError(
-                "latent, hidden, couplings, width and depth start at 1, share lies between 0 and 1, decay_from in "
-                f"[0, 1]; got {latent}, {hidden}, {couplings}, {width}, {depth}, {share}, {decay_from}"
+                "latent, hidden, couplings, width and depth must be >= 1, autoencoder_fraction in (0, 1), "
+                f"lr_decay_start in [0, 1]; got {latent}, {hidden}, {couplings}, {width}, {depth}, {autoencoder_fraction}, "
+                f"{lr_decay_start}"
             )
-        self.given = autoencoder is not None
+        self.pretrained = autoencoder is not None
         self.autoencoder: Any
         if autoencoder is None:
             self.autoencoder = MLPAutoencoder(image_shape, hidden, latent)
         else:
-            self.autoencoder, autoencoder = borrow(autoencoder, image_shape)
-            self.levels = self.autoencoder.levels
+            self.autoencoder, autoencoder = load_frozen_autoencoder(autoencoder, image_shape)
+            self.num_levels = self.autoencoder.num_levels
         self.save_hyperparameters(ignore=["init_from"])  # of a borrowed autoencoder its description, no longer its file
         self.image_shape, self.dims = image_shape, math.prod(image_shape)
         with torch.no_grad():
@@ -87,9 +90,13 @@ class LatentFlow(GenerativeModel):
         if len(shape) != 2:
             raise UserError(f"the autoencoder's latents must be vectors, not of shape {tuple(shape[1:])}")
         self.latent = shape[1]
-        self.share, self.lr, self.decay_from = 0.0 if self.given else share, lr, decay_from
+        self.autoencoder_fraction, self.lr, self.lr_decay_start = (
+            0.0 if self.pretrained else autoencoder_fraction,
+            lr,
+            lr_decay_start,
+        )
         self.flow = Chain(*dense(self.latent, couplings, width, depth, "act", alternate=True))
-        self.flow_begun = False  # whether the autoencoder is done
+        self.flow_started = False  # whether the autoencoder is done
         self._tested = 0
         # log p(h), squared error, and whether one is no number, of every image in validation or test
         self.terms = Moments(3)
@@ -102,7 +109,7 @@ class LatentFlow(GenerativeModel):
         """
         latent = torch.zeros(2, self.latent)
         own = {"flow": (self.flow, (latent,)), "inverse": (Inverse(self.flow), (latent,))}
-        if self.given:
+        if self.pretrained:
             return own | self.autoencoder.programs()
         return own | {"decoder": (self.autoencoder.decoder, (latent,))}
 
@@ -118,7 +125,7 @@ class LatentFlow(GenerativeModel):
         self.require_images(x)
         with torch.autocast(x.device.type, enabled=False):  # the density is one of unrounded numbers
             h = self.autoencoder.encode(x)
-        return finite_or_impossible(self.latent_log_density(h)), self.error(x, h)
+        return nan_to_neg_inf(self.latent_log_density(h)), self.error(x, h)
 
     def error(self, x: Tensor, h: Tensor) -> Tensor:
         """|x - d(h)|^2, ``(B,)``."""
@@ -153,44 +160,44 @@ class LatentFlow(GenerativeModel):
     @torch.no_grad()
     def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
-        return self.decode(arcs(self.noise(2, n, self.latent), steps))
+        return self.decode(spherical_interpolation(self.noise(2, n, self.latent), steps))
 
     # -- Lightning ---------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit" and not self.given:
-            self.require_length("share")
+        if stage == "fit" and not self.pretrained:
+            self.require_length("autoencoder_fraction")
             self.require_unused_parameters("trains the autoencoder first and the flow then")
             if any(isinstance(callback, EarlyStopping) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
                 raise UserError("LatentFlow has no density to watch while its autoencoder trains: drop EarlyStopping")
 
     def train(self, mode: bool = True) -> "LatentFlow":
         super().train(mode)
-        if self.given:
+        if self.pretrained:
             self.autoencoder.eval()
         return self
 
     def start_training(self, handed_on: Mapping[str, Any]) -> None:
         super().start_training(handed_on)
-        self.flow_begun = handed_on.get("flow_begun", False)
+        self.flow_started = handed_on.get("flow_started", False)
         steps = self.trainer.estimated_stepping_batches
-        if self.share > (steps - 1) / steps and not self.flow_begun:
+        if self.autoencoder_fraction > (steps - 1) / steps and not self.flow_started:
             raise UserError(
                 f"a run of {steps} steps has none for one of the two stages: make it longer, or change share"
             )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x = batch[0]
-        self.flow_begun = self.flow_begun or progress(self.trainer, batch_idx) >= self.share
-        if not self.flow_begun:
+        self.flow_started = self.flow_started or progress(self.trainer, batch_idx) >= self.autoencoder_fraction
+        if not self.flow_started:
             loss = self.error(x, self.autoencoder.encode(x)).mean()
-            self.accumulate({"loss": loss, "reconstruction": loss}, len(x))
+            self.log_terms({"loss": loss, "reconstruction": loss}, len(x))
             return loss
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             h = self.autoencoder.encode(x)
         loss = -self.latent_log_density(h).mean()
-        self.accumulate({"loss": loss, "latent_nll": loss}, len(x))
+        self.log_terms({"loss": loss, "latent_nll": loss}, len(x))
         return loss
 
     def evaluate(self, x: Tensor) -> None:
@@ -204,7 +211,7 @@ class LatentFlow(GenerativeModel):
         log_density, error, not_finite = self.terms.compute()[0].float()
         self.terms.reset()
         # nothing can be chosen by the density before there is one
-        waiting = self.trainer.state.fn == TrainerFn.FITTING and self.share > 0 and not self.flow_begun
+        waiting = self.trainer.state.fn == TrainerFn.FITTING and self.autoencoder_fraction > 0 and not self.flow_started
         nll = torch.full_like(error, math.inf) if waiting else -log_density
         metrics = {"loss": nll, "latent_nll": nll, "reconstruction": error, "not_finite": not_finite}
         self.log_dict({f"val/{name}": value for name, value in metrics.items()}, sync_dist=True)
@@ -232,10 +239,10 @@ class LatentFlow(GenerativeModel):
         return {"z": self.encode(x), "latent_log_density": self.look(x)[0], "c": c}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["flow_begun"] = self.flow_begun
+        checkpoint["flow_started"] = self.flow_started
         super().on_save_checkpoint(checkpoint)
 
     def configure_optimizers(self) -> Any:
-        learning = self.flow if self.given else self
+        learning = self.flow if self.pretrained else self
         # what has no gradient is not moved: the flow at first, the autoencoder then
-        return self.with_decay(torch.optim.Adam(learning.parameters(), self.lr, fused=self.fused), self.decay_from)
+        return self.with_decay(torch.optim.Adam(learning.parameters(), self.lr, fused=self.fused), self.lr_decay_start)

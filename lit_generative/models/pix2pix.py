@@ -28,9 +28,9 @@ class Pix2Pix(Adversarial):
     """U-Net from source to target images, judged patch by patch.
 
     Args:
-        image_shape: (C, H, W) of the target images; H and W are multiples of 2^levels.
+        image_shape: (C, H, W) of the target images; H and W are multiples of 2^num_downs.
         source_channels: Channels of the source images.
-        levels: Halvings of the U-Net; 8 at 256 pixels.
+        num_downs: Halvings of the U-Net; 8 at 256 pixels.
         width: Channels of either network at the largest resolution.
         patch: Side of the patches that the discriminator judges: 1, 16, 34, 70, 142 or 286 pixels.
         norm: ``batch``, or ``instance``.
@@ -43,8 +43,8 @@ class Pix2Pix(Adversarial):
         conditional: Whether the discriminator sees the source.
         lr: Learning rate of both Adams.
         beta1: Their first-moment decay.
-        decay_from: Fraction of the run after which the rates fall linearly to 0; 1 keeps them constant.
-        accumulate: Batches whose gradients make one step.
+        lr_decay_start: Fraction of the run after which the rates fall linearly to 0; 1 keeps them constant.
+        accumulate_grad_batches: Batches whose gradients make one step.
         clip: Norm to which gradients are clipped; 0: not at all.
         init_from: Weights to start from, see `start_from`; also the authors' ``latest_net_G.pth``, and ``..._D.pth``.
     """
@@ -53,7 +53,7 @@ class Pix2Pix(Adversarial):
         self,
         image_shape: tuple[int, int, int] = (3, 256, 256),
         source_channels: int = 3,
-        levels: int = 8,
+        num_downs: int = 8,
         width: int = 64,
         patch: Literal[1, 16, 34, 70, 142, 286] = 70,
         norm: Norm = "batch",
@@ -65,43 +65,47 @@ class Pix2Pix(Adversarial):
         conditional: bool = True,
         lr: float = 2e-4,
         beta1: float = 0.5,
-        decay_from: float = 0.5,
-        accumulate: int = 1,
+        lr_decay_start: float = 0.5,
+        accumulate_grad_batches: int = 1,
         clip: float = 0.0,
         init_from: str | None = None,
     ) -> None:
-        super().__init__(accumulate=accumulate, clip=clip)
+        super().__init__(accumulate_grad_batches=accumulate_grad_batches, clip=clip)
         channels, h, w = image_shape
-        if levels < 2 or min(width, source_channels) < 1:
+        if num_downs < 2 or min(width, source_channels) < 1:
             raise UserError(
-                f"levels start at 2, width and source_channels at 1; got {levels}, {width}, {source_channels}"
+                f"num_downs must be >= 2, width and source_channels >= 1; got {num_downs}, {width}, {source_channels}"
             )
-        if h % 2**levels or w % 2**levels:
-            most = math.gcd(h, w, 2**levels).bit_length() - 1
-            raise UserError(f"images of {h}x{w} pixels can be halved {most} times, not levels={levels}: set fewer")
+        if h % 2**num_downs or w % 2**num_downs:
+            most = math.gcd(h, w, 2**num_downs).bit_length() - 1
+            raise UserError(
+                f"images of {h}x{w} pixels can be halved {most} times, not num_downs={num_downs}: set fewer"
+            )
         if patch != 1 and patch not in PATCHES:
             raise UserError(f"patches are of 1, {', '.join(map(str, PATCHES))} pixels, not {patch}")
         fitting = [1, *(p for p, halvings in PATCHES.items() if min(h, w) >= 3 * 2**halvings)]
         if patch not in fitting:  # nothing would be left behind the last convolution
             raise UserError(f"patches of {patch} pixels do not fit images of {h}x{w}: choose from {fitting}")
-        if not (0 <= dropout < 1 and 0 <= decay_from <= 1 and min(lambda_l1, lambda_gan) >= 0):
+        if not (0 <= dropout < 1 and 0 <= lr_decay_start <= 1 and min(lambda_l1, lambda_gan) >= 0):
             raise UserError(
-                f"dropout lies in [0, 1), decay_from in [0, 1], lambdas are not negative; got {dropout}, {decay_from}, "
-                f"{lambda_l1}, {lambda_gan}"
+                "dropout must be in [0, 1), lr_decay_start in [0, 1], lambda_l1 and lambda_gan >= 0; got "
+                f"{dropout}, {lr_decay_start}, {lambda_l1}, {lambda_gan}"
             )
         self.save_hyperparameters(ignore=["init_from"])
-        self.image_shape, self.source_channels, self.halvings = image_shape, source_channels, levels
+        self.image_shape, self.source_channels, self.num_downs = image_shape, source_channels, num_downs
         self.lambda_l1, self.lambda_gan, self.conditional = lambda_l1, lambda_gan, conditional
-        self.lr, self.beta1, self.decay_from = lr, beta1, decay_from
+        self.lr, self.beta1, self.lr_decay_start = lr, beta1, lr_decay_start
         by_image = test_norm == "image"
-        self.generator = UNetGenerator(source_channels, channels, levels, width, norm, dropout, test_dropout, by_image)
+        self.generator = UNetGenerator(
+            source_channels, channels, num_downs, width, norm, dropout, test_dropout, by_image
+        )
         seen = channels + (source_channels if conditional else 0)
         self.discriminator = PatchDiscriminator(seen, width, patch, norm)
         self.start_from(init_from)
 
-    def translated(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' generator and discriminator under our names."""
-        ours = authors_names(self.halvings)
+        ours = authors_names(self.num_downs)
         if "model.model.0.weight" in state:
             split = {name: name.rpartition(".") for name in state}
             return {f"generator.{ours.get(layer, layer)}.{p}": state[name] for name, (layer, _, p) in split.items()}
@@ -148,7 +152,7 @@ class Pix2Pix(Adversarial):
         self.require_sources(c)
         height, width = c.shape[-2:]
         c = for_weights(to_symmetric(c), self.generator)
-        multiple = 2**self.halvings
+        multiple = 2**self.num_downs
         whole = pad(c, (0, -width % multiple, 0, -height % multiple), mode="replicate")
         return from_symmetric(at_least_float32(self.generator(whole)[..., :height, :width]))
 
@@ -215,4 +219,4 @@ class Pix2Pix(Adversarial):
     def configure_optimizers(self) -> Any:
         networks = (self.generator, self.discriminator)
         adams = [torch.optim.Adam(n.parameters(), self.lr, (self.beta1, 0.999), fused=not self.clip) for n in networks]
-        return [self.with_decay(adam, self.decay_from) for adam in adams]
+        return [self.with_decay(adam, self.lr_decay_start) for adam in adams]

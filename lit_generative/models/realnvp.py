@@ -25,10 +25,10 @@ from lit_generative.flows.dequantization import (
     quantize,
 )
 from lit_generative.generative_model import GenerativeModel
-from lit_generative.likelihoods import bits_per_dim, finite_or_impossible, log_mean_exp, standard_normal
+from lit_generative.likelihoods import bits_per_dim, log_mean_exp, nan_to_neg_inf, standard_normal
 from lit_generative.metrics.aggregation import Moments
 from lit_generative.nn.resnet import WeightNormResNet
-from lit_generative.utils.interpolation import arcs, not_negative
+from lit_generative.utils.interpolation import not_negative, spherical_interpolation
 from lit_generative.utils.rng import batch_rng
 
 Shape = tuple[int, int, int]
@@ -78,7 +78,7 @@ class RealNVP(GenerativeModel):
         dequantization: ``uniform``, or ``variational`` by a small flow of its own.
         alpha: Distance from 0 and 1 before the logit; the paper's is 0.05, for backgrounds that are not black.
         lr: Learning rate of Adam.
-        decay_from: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
+        lr_decay_start: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
         weight_decay: L2 penalty on the scales of weight normalisation (Section 4.1).
         test_k: Draws of the dequantisation behind ``test``'s bound.
         init_from: Weights to start from, see `start_from`.
@@ -99,7 +99,7 @@ class RealNVP(GenerativeModel):
         dequantization: Literal["uniform", "variational"] = "uniform",
         alpha: float = 1e-5,
         lr: float = 1e-3,
-        decay_from: float = 1.0,
+        lr_decay_start: float = 1.0,
         weight_decay: float = 5e-5,
         test_k: int = 8,
         init_from: str | None = None,
@@ -110,10 +110,10 @@ class RealNVP(GenerativeModel):
                 "scales, couplings, width, depth and test_k start at 1; "
                 f"got {scales}, {couplings}, {width}, {depth}, {test_k}"
             )
-        if not (0 < alpha < 0.5 and 0 <= decay_from <= 1 and weight_decay >= 0):
+        if not (0 < alpha < 0.5 and 0 <= lr_decay_start <= 1 and weight_decay >= 0):
             raise UserError(
-                "alpha lies between 0 and 0.5, decay_from in [0, 1], weight_decay is not negative; "
-                f"got {alpha}, {decay_from}, {weight_decay}"
+                "alpha lies between 0 and 0.5, lr_decay_start in [0, 1], weight_decay is not negative; "
+                f"got {alpha}, {lr_decay_start}, {weight_decay}"
             )
         c, h, w = image_shape
         halvings = scales - 1 if stack == "multiscale" else 0
@@ -121,7 +121,7 @@ class RealNVP(GenerativeModel):
             raise UserError(f"images of {h}x{w} pixels cannot be halved {halvings} times: set fewer scales")
         self.save_hyperparameters(ignore=["init_from"])
         self.image_shape, self.dims = image_shape, math.prod(image_shape)
-        self.lr, self.decay_from, self.weight_decay, self.test_k = lr, decay_from, weight_decay, test_k
+        self.lr, self.lr_decay_start, self.weight_decay, self.test_k = lr, lr_decay_start, weight_decay, test_k
         self.likelihood_kind = self.log_prob_kind = f"bound, {test_k} draws of {dequantization} dequantisation"
         if stack == "dense":
             layers = [Flatten(image_shape), *dense(self.dims, couplings, width, depth, norm, alternate)]
@@ -169,7 +169,7 @@ class RealNVP(GenerativeModel):
 
     def draws(self, x: Tensor, k: int) -> Tensor:
         """``k`` times `log_weights`, ``(k, B)``, -inf for what is no number or +inf."""
-        return finite_or_impossible(torch.stack([self.log_weights(x) for _ in range(k)]))
+        return nan_to_neg_inf(torch.stack([self.log_weights(x) for _ in range(k)]))
 
     # -- latent space and sampling -----------------------------------------------------------------
 
@@ -190,13 +190,13 @@ class RealNVP(GenerativeModel):
     @torch.no_grad()
     def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
-        return self.decode(arcs(self.noise(2, n, self.dims), steps))
+        return self.decode(spherical_interpolation(self.noise(2, n, self.dims), steps))
 
     # -- Lightning ---------------------------------------------------------------------------------
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         nll = -self.log_weights(batch[0]).mean()
-        self.accumulate({"loss": nll, "bpd": bits_per_dim(-nll, self.dims)}, len(batch[0]))
+        self.log_terms({"loss": nll, "bpd": bits_per_dim(-nll, self.dims)}, len(batch[0]))
         return nll
 
     def evaluate(self, x: Tensor, batch_idx: int, k: int) -> None:
@@ -257,5 +257,5 @@ class RealNVP(GenerativeModel):
             for scale, decay in ((False, 0.0), (True, self.weight_decay))
         ]
         return self.with_decay(
-            torch.optim.Adam([g for g in groups if g["params"]], self.lr, fused=self.fused), self.decay_from
+            torch.optim.Adam([g for g in groups if g["params"]], self.lr, fused=self.fused), self.lr_decay_start
         )

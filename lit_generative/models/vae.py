@@ -24,7 +24,7 @@ from lit_generative.metrics.aggregation import Moments
 from lit_generative.nn.conv import ConvDecoder, ConvEncoder
 from lit_generative.nn.conv_dense import CONV3, CONV4, DenseConvDecoder, DenseConvEncoder
 from lit_generative.nn.mlp import MLPDecoder, MLPEncoder
-from lit_generative.utils.interpolation import arcs
+from lit_generative.utils.interpolation import spherical_interpolation
 from lit_generative.utils.precision import at_least_float32, for_weights
 from lit_generative.utils.rng import batch_rng
 
@@ -49,7 +49,7 @@ class VAE(GenerativeModel):
         activation: Nonlinearity between layers, a class of ``torch.nn``.
         likelihood: ``bernoulli`` for binarised pixels, ``logistic`` or ``gaussian`` (discretised) for 8-bit ones.
         lr: Learning rate of Adam.
-        decay_from: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
+        lr_decay_start: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
         kl_warmup: Steps over which the KL term's weight rises linearly to 1 in training.
         free_bits: Nats per latent dimension below which its mean KL is not penalised (Kingma et al., 2016, Eq. 15): the
             mean over a batch on all devices; of batches that are accumulated, each has its own.
@@ -69,7 +69,7 @@ class VAE(GenerativeModel):
         activation: Literal["ReLU", "Tanh", "SiLU"] = "ReLU",
         likelihood: Literal["bernoulli", "logistic", "gaussian"] = "logistic",
         lr: float = 1e-3,
-        decay_from: float = 1.0,
+        lr_decay_start: float = 1.0,
         kl_warmup: int = 0,
         free_bits: float = 0.0,
         test_k: Sequence[int] = (5, 50, 150),
@@ -78,15 +78,15 @@ class VAE(GenerativeModel):
         super().__init__()
         if not hidden or not test_k or min(latent, *hidden, *test_k) < 1:
             raise UserError(f"latent, hidden and test_k must be positive, got {latent}, {hidden}, {test_k}")
-        if min(kl_warmup, free_bits, decay_from) < 0 or decay_from > 1:
-            given = f"{kl_warmup}, {free_bits}, {decay_from}"
-            raise UserError(f"kl_warmup, free_bits must be >= 0 and decay_from in [0, 1], got {given}")
+        if min(kl_warmup, free_bits, lr_decay_start) < 0 or lr_decay_start > 1:
+            given = f"{kl_warmup}, {free_bits}, {lr_decay_start}"
+            raise UserError(f"kl_warmup, free_bits must be >= 0 and lr_decay_start in [0, 1], got {given}")
         self.save_hyperparameters(ignore=["init_from"])
         self.image_shape, self.latent, self.dims = image_shape, latent, math.prod(image_shape)
-        self.lr, self.decay_from, self.kl_warmup, self.free_bits = lr, decay_from, kl_warmup, free_bits
+        self.lr, self.lr_decay_start, self.kl_warmup, self.free_bits = lr, lr_decay_start, kl_warmup, free_bits
         self.test_k, self.likelihood = sorted(test_k), LIKELIHOODS[likelihood]
         self.likelihood_kind, self.log_prob_kind = f"bound, IWAE-{self.test_k[-1]}", "bound, IWAE-50"
-        self.levels = self.likelihood.levels
+        self.num_levels = self.likelihood.num_levels
         c, h, w = image_shape
         encoder, decoder = NETWORKS[network]
         self.encoder = encoder(image_shape, hidden, 2 * latent, getattr(nn, activation))
@@ -191,13 +191,13 @@ class VAE(GenerativeModel):
     @torch.no_grad()
     def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
-        return self.decode(arcs(self.noise(2, n, self.latent), steps))
+        return self.decode(spherical_interpolation(self.noise(2, n, self.latent), steps))
 
     # -- Lightning ---------------------------------------------------------------------------------
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         terms = {name: value.mean() for name, value in self.objective(batch[0]).items()}
-        self.accumulate(terms, len(batch[0]))
+        self.log_terms(terms, len(batch[0]))
         return terms["loss"]
 
     def evaluate(self, x: Tensor) -> None:
@@ -212,7 +212,7 @@ class VAE(GenerativeModel):
         elbo, reconstruction, kl = self.terms.compute()[0].float()
         self.terms.reset()
         metrics = {"elbo": elbo, "loss": -elbo, "reconstruction": reconstruction, "kl": kl}
-        if in_bits(self.levels):
+        if in_bits(self.num_levels):
             metrics["bpd"] = bits_per_dim(elbo, self.dims)
         # the moments are summed over ranks already; sync_dist only spares Lightning's warning
         self.log_dict({f"val/{name}": value for name, value in metrics.items()}, sync_dist=True)
@@ -233,7 +233,7 @@ class VAE(GenerativeModel):
         for name, mean, error in zip(names, [*term, *bound], [*term_error, *bound_error], strict=True):
             metrics |= {name: mean.float(), f"{name}_stderr": error.float()}
         metrics |= {"nll": -metrics[names[-1]], "nll_stderr": metrics[f"{names[-1]}_stderr"]}
-        if in_bits(self.levels):
+        if in_bits(self.num_levels):
             metrics["bpd"] = bits_per_dim(metrics[names[-1]], self.dims)
             metrics["bpd_stderr"] = bits_per_dim(-metrics["nll_stderr"], self.dims)
         # a dimension is active if its posterior mean varies over the data (Burda et al., 2016, Section 5)
@@ -244,9 +244,9 @@ class VAE(GenerativeModel):
 
     def describe_test(self) -> str:
         return (
-            f"{self._tested:,} images; nats per image over {self.dims} pixels of {self.levels} levels, "
+            f"{self._tested:,} images; nats per image over {self.dims} pixels of {self.num_levels} levels, "
             f"± standard error over images; elbo, kl, reconstruction: one draw of z; iwae_k: importance-weighted bound "
-            f"with k draws; nll{', bpd' if in_bits(self.levels) else ''}: upper bound from k = {self.test_k[-1]}; "
+            f"with k draws; nll{', bpd' if in_bits(self.num_levels) else ''}: upper bound from k = {self.test_k[-1]}; "
             f"samples are means of p(x|z), without pixel noise"
         )
 
@@ -257,4 +257,4 @@ class VAE(GenerativeModel):
             return {"z": self.encode(x), "log_prob": self.log_prob(x), "c": c}
 
     def configure_optimizers(self) -> Any:
-        return self.with_decay(torch.optim.Adam(self.parameters(), self.lr, fused=self.fused), self.decay_from)
+        return self.with_decay(torch.optim.Adam(self.parameters(), self.lr, fused=self.fused), self.lr_decay_start)

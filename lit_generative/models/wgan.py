@@ -36,7 +36,7 @@ class WGAN(GAN):
         lr: Learning rate of both RMSprops.
         clip_weights: Bound on every weight of the critic.
         n_critic: Steps of the critic to one of the generator.
-        accumulate: Batches whose gradients make one step.
+        accumulate_grad_batches: Batches whose gradients make one step.
         clip: Norm to which gradients are clipped; 0: not at all.
         init_from: Weights to start from, see `start_from`.
     """
@@ -49,11 +49,11 @@ class WGAN(GAN):
         lr: float = 5e-5,
         clip_weights: float = 0.01,
         n_critic: int = 5,
-        accumulate: int = 1,
+        accumulate_grad_batches: int = 1,
         clip: float = 0.0,
         init_from: str | None = None,
     ) -> None:
-        super().__init__(n_critic, accumulate, clip)
+        super().__init__(n_critic, accumulate_grad_batches, clip)
         if min(latent, width) < 1 or clip_weights <= 0:
             raise UserError(f"latent and width start at 1, clip_weights above 0; got {latent}, {width}, {clip_weights}")
         self.save_hyperparameters(ignore=["init_from"])
@@ -100,7 +100,7 @@ class WGANGP(GAN):
         lr: Learning rate of both Adams, whose betas are (0, 0.9).
         penalty: The penalty's weight lambda.
         n_critic: Steps of the critic to one of the generator.
-        accumulate: Batches whose gradients make one step.
+        accumulate_grad_batches: Batches whose gradients make one step.
         clip: Norm to which gradients are clipped; 0: not at all.
         init_from: Weights to start from, see `start_from`.
     """
@@ -115,11 +115,11 @@ class WGANGP(GAN):
         lr: float = 1e-4,
         penalty: float = 10.0,
         n_critic: int = 5,
-        accumulate: int = 1,
+        accumulate_grad_batches: int = 1,
         clip: float = 0.0,
         init_from: str | None = None,
     ) -> None:
-        super().__init__(n_critic, accumulate, clip)
+        super().__init__(n_critic, accumulate_grad_batches, clip)
         if min(latent, width) < 1 or penalty < 0:
             raise UserError(f"latent and width start at 1, penalty at 0; got {latent}, {width}, {penalty}")
         self.save_hyperparameters(ignore=["init_from"])

@@ -18,7 +18,8 @@ def normalise(norm: Norm, channels: int) -> nn.Module:
 class UNetGenerator(nn.Module):
     """Source images ``(B, in, H, W)`` to target images ``(B, out, H, W)``, both in [-1, 1].
 
-    ``levels`` times halved and doubled again, with a skip connection at every size; H and W are multiples of 2^levels.
+    Halved ``num_downs`` times and doubled again, with a skip connection at every size; H and W are multiples of
+    2^num_downs.
     The noise is dropout behind the doublings of the widest layers but the innermost, in test too if ``always_drop``.
     With ``by_image`` batch norm takes each image's own statistics outside of training: the paper's test with batches
     of one (Section 3.4), whatever the batch is.
@@ -28,7 +29,7 @@ class UNetGenerator(nn.Module):
         self,
         inputs: int,
         outputs: int,
-        levels: int,
+        num_downs: int,
         width: int,
         norm: Norm,
         dropout: float,
@@ -37,12 +38,12 @@ class UNetGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout, self.always_drop, self.by_image = dropout, always_drop, by_image
-        channels = [width * min(8, 2**i) for i in range(levels)]
+        channels = [width * min(8, 2**i) for i in range(num_downs)]
         bias = norm == "instance"
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         self.down_norms, self.up_norms = nn.ModuleList(), nn.ModuleList()
         for i, o in enumerate(channels):
-            outermost, innermost = i == 0, i == levels - 1
+            outermost, innermost = i == 0, i == num_downs - 1
             before = inputs if outermost else channels[i - 1]
             self.downs.append(nn.Conv2d(before, o, 4, 2, 1, bias=bias))
             self.down_norms.append(nn.Identity() if outermost or innermost else normalise(norm, o))
@@ -50,7 +51,7 @@ class UNetGenerator(nn.Module):
             self.ups.append(nn.ConvTranspose2d(o if innermost else 2 * o, after, 4, 2, 1, bias=bias or outermost))
             self.up_norms.append(nn.Identity() if outermost else normalise(norm, after))
         # the authors' have at least six levels
-        self.dropped = range(4 if levels > 5 else max(1, levels - 4), levels - 1)
+        self.dropped = range(4 if num_downs > 5 else max(1, num_downs - 4), num_downs - 1)
         self.apply(init_dcgan)
         self.to(memory_format=torch.channels_last)
 
@@ -105,13 +106,13 @@ class PatchDiscriminator(nn.Module):
         return self.model(x.contiguous(memory_format=torch.channels_last))
 
 
-def authors_names(levels: int) -> dict[str, str]:
+def authors_names(num_downs: int) -> dict[str, str]:
     """The authors' name of every generator's layer, nested as their blocks are, to ours."""
     names = {"model.model.0": "downs.0", "model.model.3": "ups.0"}
     prefix = "model.model.1.model"
-    for i in range(1, levels - 1):
+    for i in range(1, num_downs - 1):
         names |= {f"{prefix}.1": f"downs.{i}", f"{prefix}.2": f"down_norms.{i}"}
         names |= {f"{prefix}.5": f"ups.{i}", f"{prefix}.6": f"up_norms.{i}"}
         prefix += ".3.model"
-    last = levels - 1
+    last = num_downs - 1
     return names | {f"{prefix}.1": f"downs.{last}", f"{prefix}.3": f"ups.{last}", f"{prefix}.4": f"up_norms.{last}"}

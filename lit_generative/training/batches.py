@@ -94,7 +94,7 @@ class TakesBatches(LightningModule):
     """
 
     image_shape: tuple[int, int, int]
-    levels: int = 256
+    num_levels: int = 256
     smallest_batch: int = 1  # images that a training needs in a batch, except in an epoch's last
     _begun: frozenset[tuple[Any, int]] = frozenset()  # stages and loaders whose first batch was checked
 
@@ -187,7 +187,7 @@ class TakesBatches(LightningModule):
         A mass on 256 levels says nothing of values between them; models without a likelihood take these. Waits for the
         device.
         """
-        steps = self.levels - 1
+        steps = self.num_levels - 1
         if steps > 1 and not isinstance(self, HasLogProb):
             return
         scaled = x * steps

@@ -20,7 +20,7 @@ class NonFiniteError(UserError):
 
 
 class TrainLog(LightningModule):
-    """Training steps hand their numbers to `accumulate`; their means are logged when a line is written.
+    """Training steps hand their numbers to `log_terms`; their means are logged when a line is written.
 
     `self.log` costs 0.3 to 0.7 ms a value and step, written or not (benchmarks/overhead.py); this, one small addition.
     """
@@ -50,7 +50,7 @@ class TrainLog(LightningModule):
         reduced: Tensor = self.trainer.strategy.reduce(value.detach(), reduce_op="mean")
         return reduced
 
-    def accumulate(self, metrics: Mapping[str, Tensor], images: int) -> None:
+    def log_terms(self, metrics: Mapping[str, Tensor], images: int) -> None:
         """Add scalars of one training step, to be logged as ``train/<name>`` means at the next written line.
 
         The first is the loss. May be called several times a step, with other names; ``images`` are those of the step

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lit_generative.errors import UserError
-from lit_generative.utils.files import whole_file
+from lit_generative.utils.files import atomic_write
 
 
 class RunLogger(CSVLogger):
@@ -104,7 +104,7 @@ class _Rows(ExperimentWriter):
         self.whole = [*fieldnames], Path(self.metrics_file_path).stat().st_size
 
     def _write(self, rows: list[dict[str, str]]) -> None:
-        with whole_file(Path(self.metrics_file_path), "w", newline="") as file:
+        with atomic_write(Path(self.metrics_file_path), "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
             if self.metrics_keys:
                 writer.writeheader()

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 
 @contextmanager
-def whole_file(path: Path, mode: str = "wb", shared: bool = False, **options: Any) -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "wb", shared: bool = False, **options: Any) -> Iterator[IO[Any]]:
     """A file opened beside ``path``, in a folder made for it, which takes its place if the block ends without an error.
 
     One that is interrupted leaves ``.<name>.part`` behind, for the next to write over; ``shared`` says that another

@@ -15,7 +15,7 @@ def not_negative(temperature: float) -> float:
     return temperature
 
 
-def arcs(ends: Tensor, steps: int) -> Tensor:
+def spherical_interpolation(ends: Tensor, steps: int) -> Tensor:
     """``steps`` points on ``n`` ways between two ends, ``(2, n, D)`` to ``(n * steps, D)``, way by way.
 
     cos(a) start + sin(a) end, a from 0 to pi/2: of the law N(0, I) at every angle if both ends are.
