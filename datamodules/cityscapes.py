@@ -197,7 +197,7 @@ class Cityscapes(PairedImages):
 
 
 def read_ids(path: Path) -> Image.Image:
-    """The label ids of an image of the archives, one channel of 0 to 33; all others are 0, label_dropout."""
+    """The label ids of an image of the archives, one channel of 0 to 33; all others are 0, unlabelled."""
     try:
         with Image.open(path, formats=formats()) as image:
             ids = np.asarray(image)

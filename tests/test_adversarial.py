@@ -161,7 +161,8 @@ def test_training_resumes_bit_for_bit_with_averages(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flag, value, own", [("gradient_clip_val", 0.5, "clip 0.5"), ("accumulate_grad_batches", 4, "accumulate 4")]
+    "flag, value, own",
+    [("gradient_clip_val", 0.5, "clip 0.5"), ("accumulate_grad_batches", 4, "accumulate_grad_batches 4")],
 )
 def test_flags_of_the_trainer_point_to_the_models_own(flag, value, own, tmp_path):
     with pytest.raises(MisconfigurationException, match=f"Game optimises two networks .*--model.{own}"):

@@ -284,7 +284,7 @@ def test_a_model_of_classes_needs_their_labels(name, tmp_path):
         with pytest.raises(error, match=message):
             run(model, [spoil(*batch_for(model))], tmp_path, what)
     spoilt = spoil(*batch_for(model))
-    if isinstance(spoilt, tuple):  # without labels the bound is that of the label_dropout model
+    if isinstance(spoilt, tuple):  # without labels the bound is that of the unlabelled model
         with pytest.raises(error, match=message):
             model.log_prob(*spoilt)
 

@@ -182,7 +182,7 @@ class Watched(DDPM):
 
 
 def test_likelihood_and_samples_of_one_row_are_of_the_same_model(data, tmp_path):
-    """The labelled one; the label_dropout only where there can be no label, and that is said."""
+    """The labelled one; the unlabelled only where there can be no label, and that is said."""
     model = Watched()
     callbacks = [
         fid(tmp_path, num_samples=20),

@@ -253,7 +253,7 @@ def test_labels_matter_in_test(data, tmp_path):
 def test_classes_are_held_against_the_data(data, tmp_path):
     with pytest.raises(ValueError, match=r"built for 9 classes, but FashionMNIST has 10: set --model\.classes 10"):
         trainer(tmp_path, logger=False).fit(DDPM(**TINY, classes=9), datamodule=data)
-    with pytest.raises(ValueError, match="above 0 with classes"):
+    with pytest.raises(ValueError, match="> 0 with classes"):
         DDPM(**TINY, classes=10, label_dropout=0.0)
 
 

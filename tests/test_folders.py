@@ -116,12 +116,12 @@ def test_words_in_the_names_of_a_few_classes_are_no_splits(tmp_path):
 
 
 def test_what_lies_beside_splits_is_counted(tmp_path, caplog):
-    for name, count in (("train", 4), ("test", 2), ("label_dropout", 3)):
+    for name, count in (("train", 4), ("test", 2), ("unlabelled", 3)):
         fill(tmp_path / "set" / name, count)
     save(tmp_path / "set" / "preview.png")
     (tmp_path / "set" / "train" / "labels.csv").write_text("a")
     load(tmp_path / "set", val_size=1)
-    assert "set: 1 .csv, 1 images in it, 3 images in label_dropout" in caplog.text
+    assert "set: 1 .csv, 1 images in it, 3 images in unlabelled" in caplog.text
     assert caplog.text.count("left out of") == 1
 
 

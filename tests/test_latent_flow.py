@@ -127,7 +127,7 @@ def test_what_cannot_be_borrowed_is_refused(data, tmp_path):
 
 
 def test_what_cannot_work_is_said_at_the_start(data, tmp_path):
-    with pytest.raises(ValueError, match="share needs to know the length of the run"):
+    with pytest.raises(ValueError, match="autoencoder_fraction needs to know the length of the run"):
         trainer(tmp_path, max_epochs=-1, max_time="00:00:01:00", logger=False).fit(
             small(lr_decay_start=1.0), datamodule=data
         )

@@ -25,7 +25,7 @@ def power_timesteps(steps: int, n: int, power: float = 1.0) -> list[int]:
 
     1 spaces them alike; 2 is the quadratic choice of Song, Meng & Ermon (2021, App. D.2).
 
-    >>> subsequence(1000, 5), subsequence(1000, 5, power=2)
+    >>> power_timesteps(1000, 5), power_timesteps(1000, 5, power=2)
     ([1000, 750, 500, 251, 1], [1000, 563, 251, 63, 1])
     """
     if not 1 <= n <= steps or power < 1:

@@ -77,8 +77,8 @@ class DDPM(DiffusionModel):
         super().__init__()
         if classes < 0 or not (0 <= label_dropout <= 1 and (label_dropout or not classes)):
             raise UserError(
-                "classes must be >= 0, label_dropout in [0, 1], and > 0 with classes (samples without a label come from "
-                f"what those trained); got {classes}, {label_dropout}"
+                "classes must be >= 0, label_dropout in [0, 1], and > 0 with classes (else samples without a "
+                f"label come from what was never trained); got {classes}, {label_dropout}"
             )
         self.save_hyperparameters(ignore=["init_from"])  # what was loaded once is in every later checkpoint
         self.image_shape = self.data_shape = image_shape

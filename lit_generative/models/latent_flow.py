@@ -73,8 +73,8 @@ class LatentFlow(GenerativeModel):
         ):
             raise UserError(
                 "latent, hidden, couplings, width and depth must be >= 1, autoencoder_fraction in (0, 1), "
-                f"lr_decay_start in [0, 1]; got {latent}, {hidden}, {couplings}, {width}, {depth}, {autoencoder_fraction}, "
-                f"{lr_decay_start}"
+                f"lr_decay_start in [0, 1]; got {latent}, {hidden}, {couplings}, {width}, {depth}, "
+                f"{autoencoder_fraction}, {lr_decay_start}"
             )
         self.pretrained = autoencoder is not None
         self.autoencoder: Any
