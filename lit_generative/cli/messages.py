@@ -121,7 +121,7 @@ def calm(debug: bool) -> Iterator[None]:
                 handler.addFilter(wanted)
                 warnings.formatwarning = one_line
                 for pattern in IGNORED:
-                    warnings.filterwarnings("ignore", pattern)
+                    warnings.filterwarnings("ignore", rf"(?s)\s*{pattern}")
             yield
     finally:
         warnings.formatwarning = form
