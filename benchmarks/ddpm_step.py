@@ -16,28 +16,20 @@ import time
 import torch
 from torch.nn import functional as F
 
-from lit_generative.diffusion.parameterization import denoising_losses, estimate
-from lit_generative.diffusion.samplers import ddim, power_timesteps
-from lit_generative.diffusion.schedules import linear
-from lit_generative.nn.unet import UNet
+from lit_generative.models import DDPM
 
 SHAPE, BATCH, SAMPLES, STEPS = (1, 28, 28), 64, 16, 50
 
 
 def ours(channels, blocks, patch, attention_at, groups):
-    net, schedule = UNet(SHAPE, channels, blocks, attention_at, groups=groups, patch=patch), linear(1000)
+    model = DDPM(
+        SHAPE, channels, blocks, attention_at, groups=groups, patch=patch, sampler="ddim", sampling_steps=STEPS
+    )
 
     def loss(x):
-        t = torch.randint(1, 1001, (len(x),))
-        return denoising_losses(lambda x_t, t: net(x_t, t - 1), schedule, "eps", x, t).mean()
+        return model.losses_at((x + 1) / 2, torch.randint(1, 1001, (len(x),))).mean()
 
-    def sample(n):
-        def denoise(x_t, t):
-            return estimate(schedule, "eps", x_t, net(x_t, t - 1), t).clamp(-1, 1)
-
-        return ddim(denoise, torch.randn(n, *SHAPE), schedule, power_timesteps(1000, STEPS))
-
-    return net, loss, sample
+    return model.denoiser, loss, model.sample
 
 
 def unfolded():

@@ -37,7 +37,7 @@ WARMUP = 5
 MODELS = {  # and the images of a batch
     "VAE 784-500-500-20": (lambda: VAE(likelihood="logistic", hidden=(500, 500), latent=20), 128),
     "VAE conv 64-128": (lambda: VAE(network="conv", likelihood="logistic", hidden=(64, 128), latent=32), 128),
-    "RealNVP dense 8 x 1024": (lambda: RealNVP(stack="dense", width=1024, norm="none"), 128),
+    "RealNVP dense 8 x 1024": (lambda: RealNVP(stack="fully_connected", width=1024, norm="none"), 128),
     "DCGAN 64": (DCGAN, 64),
     "DDPM 32-96": (DDPM, 64),
 }

@@ -1,7 +1,5 @@
 """What every model shares under Lightning: checks at the start, checkpoints that name their class."""
 
-import inspect
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,13 +19,14 @@ from lit_generative.checkpoints.plain import PlainArguments, plain
 from lit_generative.checkpoints.pretrained import from_pretrained, save_pretrained, start_from
 from lit_generative.errors import UserError, UserTypeError
 from lit_generative.training.batches import TakesBatches, require_batches
+from lit_generative.training.evaluation import Evaluates
 from lit_generative.training.log import TrainLog
 from lit_generative.training.precision import AnyPrecision
 from lit_generative.training.progress import begin_next_epoch, count_epochs, progress, resume_learning_rates
 from lit_generative.utils.rng import mixed_seed, rng_states, set_rng_states
 
 
-class GenerativeModel(TakesBatches, PlainArguments, AnyPrecision, TrainLog):
+class GenerativeModel(TakesBatches, Evaluates, PlainArguments, AnyPrecision, TrainLog):
     """A LightningModule with the plumbing that has nothing to do with any paper.
 
     A model states ``image_shape`` and ``num_levels`` (256, or 2 for binary pixels); they are held against the data's
@@ -35,7 +34,6 @@ class GenerativeModel(TakesBatches, PlainArguments, AnyPrecision, TrainLog):
     """
 
     monitor: str | None = "val/loss"  # what the best checkpoint is chosen by unless told otherwise; None: the last
-    likelihood_kind: str = ""  # what ``nll`` and ``bpd`` of `test` are: exact, or a bound and which; empty: none
     log_prob_kind: str = ""  # the same of what `log_prob` gives by default
     immutable_hparams: tuple[
         str, ...
@@ -85,14 +83,6 @@ class GenerativeModel(TakesBatches, PlainArguments, AnyPrecision, TrainLog):
         if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             raise UserError(f"{option} needs to know the length of the run: set --trainer.max_epochs or max_steps")
 
-    def save_hyperparameters(self, *args: Any, ignore: Any = (), frame: Any = None, logger: bool = True) -> None:
-        """Lightning's, without what a class only hands to its parents: ``cls(**model.hparams)`` rebuilds the model."""
-        own = inspect.signature(type(self)).parameters
-        if all(parameter.kind != parameter.VAR_KEYWORD for parameter in own.values()):
-            parents = {name for cls in type(self).__mro__ for name in inspect.signature(cls).parameters}
-            ignore = [*ignore, *(parents - own.keys())]
-        super().save_hyperparameters(*args, ignore=ignore, frame=frame or sys._getframe(1), logger=logger)
-
     def start_from(self, source: str | None) -> None:
         """Take those weights of ``source``, if there is one, that fit; see `pretrained.start_from`."""
         if source is not None:
@@ -124,10 +114,6 @@ class GenerativeModel(TakesBatches, PlainArguments, AnyPrecision, TrainLog):
         The first dimension of inputs and outputs is the batch; ranges are those of the network.
         """
         return {}
-
-    def describe_test(self) -> str:
-        """The protocol behind the numbers that ``test`` logs, in one line."""
-        return ""
 
     # -- optimisation ------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ def models():
     small = {"hidden": (8,), "latent": 3}
     return [
         VAE(**small), BetaVAE(**small), IWAE(**small, likelihood="logistic", k=4),
-        RealNVP(stack="dense", couplings=2, width=8, norm="act"), RealNVP(width=4, scales=1, norm="none"),
+        RealNVP(stack="fully_connected", couplings=2, width=8, norm="act"), RealNVP(width=4, scales=1, norm="none"),
         LatentFlow(hidden=(8,), latent=4, couplings=2, width=8), DDPM(channels=(8, 8), groups=4, steps=20),
         LatentDiffusion(vae, width=8, depth=1, steps=20),
         DCGAN(width=4, latent=4), WGAN(width=4, latent=4, n_critic=2), WGANGP(width=4, latent=4, n_critic=2),

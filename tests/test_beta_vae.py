@@ -6,14 +6,14 @@ from torch.testing import assert_close
 
 from lit_generative.models.beta_vae import BetaVAE
 from lit_generative.models.vae import VAE
-from lit_generative.nn.conv_dense import CONV3, CONV4, DenseConvDecoder, DenseConvEncoder
+from lit_generative.nn.conv import CONV3, CONV4, ConvDecoder, ConvEncoder
 
 
 def pair(beta, **options):
     models = []
     for cls, own in ((VAE, {}), (BetaVAE, {"beta": beta})):
         torch.manual_seed(0)
-        models.append(cls((1, 4, 4), latent=3, hidden=(8,), **options, **own))
+        models.append(cls(image_shape=(1, 4, 4), latent=3, hidden=(8,), **options, **own))
     return models
 
 
@@ -49,7 +49,7 @@ def test_beta_weighs_nats_and_leaves_the_bound_alone():
 
 
 def test_a_negative_beta_is_refused():
-    with pytest.raises(ValueError, match="beta must not be negative"):
+    with pytest.raises(ValueError, match="beta must be >= 0, got -"):
         BetaVAE(beta=-1.0)
 
 
@@ -71,9 +71,9 @@ def test_the_decoder_gives_the_encoders_size_back(layout, size):
     for count in (1, 2, 3):
         hidden = (*[4] * count, 8)
         x = torch.rand(2, 3, *size)
-        h = DenseConvEncoder((3, *size), hidden, 5, torch.nn.ReLU, layout)(x)
+        h = ConvEncoder((3, *size), hidden, 5, torch.nn.ReLU, layout)(x)
         assert h.shape == (2, 5)
-        assert DenseConvDecoder(5, hidden, (3, *size), torch.nn.ReLU, layout)(h).shape == x.shape
+        assert ConvDecoder(5, hidden, (3, *size), torch.nn.ReLU, layout)(h).shape == x.shape
 
 
 def test_too_many_convolutions_are_named():

@@ -188,7 +188,7 @@ def test_act_norm_starts_from_its_first_batch_once_and_after_a_checkpoint_not_ag
         assert all(torch.equal(n.state_dict()[name], value) for name, value in state.items())
 
 
-@pytest.mark.parametrize("stack", ["multiscale", "dense"])
+@pytest.mark.parametrize("stack", ["multiscale", "fully_connected"])
 def test_half_precision_inside_networks_keeps_the_inverse_and_the_log_det(stack):
     model = RealNVP(stack=stack, width=8, depth=1, couplings=4)
     for p in model.parameters():

@@ -397,7 +397,7 @@ def test_samples_of_a_class_by_a_named_sampler(run, tmp_path):
 
 
 def test_samples_take_the_models_own_options(run, tmp_path, capsys):
-    run("fit", "--model=RealNVP", "--data=FashionMNIST", "--data.batch_size=16", "--model.stack=dense",
+    run("fit", "--model=RealNVP", "--data=FashionMNIST", "--data.batch_size=16", "--model.stack=fully_connected",
         "--model.width=8", "--model.couplings=2", "--trainer.max_epochs=1",
         "--trainer.log_every_n_steps=1")  # fmt: skip
     ckpt = tmp_path / "runs" / "realnvp_fashionmnist" / "version_0" / "checkpoints" / "best.ckpt"

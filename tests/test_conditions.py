@@ -232,7 +232,7 @@ def test_samples_of_validations_are_the_same_and_none_of_them_the_tests(data, tm
     ("model", "methods"),
     [
         (VAE(hidden=(4,), latent=2, test_k=(1,)), ("q",)),
-        (RealNVP(stack="dense", couplings=2, width=4, depth=1, test_k=1), ("log_weights",)),
+        (RealNVP(stack="fully_connected", couplings=2, width=4, depth=1, test_k=1), ("log_weights",)),
         (DDPM(channels=(8, 8), groups=4, steps=4, sampling_steps=2, elbo_terms=2), ("losses_at", "bound")),
     ],
     ids=lambda value: type(value).__name__,

@@ -1,6 +1,7 @@
 """What every model promises, asked of every model that the package holds."""
 
 import functools
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,11 @@ def subclasses(cls):
     return list(dict.fromkeys(c for child in cls.__subclasses__() for c in (child, *subclasses(child))))
 
 
-MODELS = [c for c in subclasses(GenerativeModel) if c.__module__.startswith(lit_generative.models.__name__)]
+MODELS = [
+    cls
+    for cls in subclasses(GenerativeModel)
+    if cls.__module__.startswith(lit_generative.models.__name__) and not inspect.isabstract(cls)
+]
 
 
 def test_every_file_holds_a_model():

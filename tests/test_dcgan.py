@@ -28,7 +28,7 @@ def test_losses_by_hand():
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 64, 64)])
 def test_weights_start_as_in_the_paper(shape):
     """N(0, 0.02), batch norm's scales N(1, 0.02), biases 0; images in [-1, 1]."""
-    model = DCGAN(shape, latent=50, width=64)
+    model = DCGAN(image_shape=shape, latent=50, width=64)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for values, mean in (

@@ -47,7 +47,7 @@ class Perfect(DDPM):
         self.x_0 = self.to_data(x)
 
     def predict(self, x_t, t, c=None):
-        a = self.schedule.at(t, x_t).to(x_t)
+        a = self.schedule.at(t, x_t)[0].square()
         x_0 = self.x_0[:1].expand_as(x_t)
         return {"x_0": x_0, "eps": (x_t - a.sqrt() * x_0) / (1 - a).sqrt()}[self.parameterization]
 
@@ -155,13 +155,13 @@ def test_the_models_variance_is_that_of_its_bound_and_of_its_samples(variance):
     ("wrong", "message"),
     [
         ({"sampler": "euler"}, "there is no sampler euler: choose from ancestral, ddim, dpm_solver"),
-        ({"eta": 0.5}, "eta lies in .* and is an option of ddim"),
-        ({"sampler": "ddim", "eta": 7.0}, "eta lies in"),
-        ({"guidance": 2.0}, "guidance leads towards a class"),
-        ({"guidance": -1.0}, "it is not negative"),
-        ({"steps": 0}, "takes from 1 to 50 steps"),
-        ({"power": 0.5}, "a power of at least 1"),
-        ({"power": 0.0}, "a power of at least 1"),
+        ({"eta": 0.5}, "the sampler dpm_solver has no option eta"),
+        ({"sampler": "ddim", "eta": 7.0}, r"eta must be in \[0, 1\], got 7"),
+        ({"guidance": 2.0}, "guidance must be .* > 0 only with labels"),
+        ({"guidance": -1.0}, "guidance must be >= 0"),
+        ({"steps": 0}, "sampling steps must be from 1 to 50"),
+        ({"power": 0.5}, "power >= 1"),
+        ({"power": 0.0}, "power >= 1"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(wrong, message):
@@ -206,7 +206,7 @@ def test_films_show_the_diffusion_both_ways():
     late = model.noised(x, torch.tensor([50, 50]))
     assert abs(float(torch.corrcoef(torch.stack([late.flatten(), x.flatten()]))[0, 1])) < 0.1
     torch.manual_seed(0)
-    frames = model.denoising(3, 20)
+    frames = model.denoising_trajectory(3, 20)
     assert frames.shape == (4, 3, 1, 28, 28)  # at 50, 30, 10 and 0
     torch.manual_seed(0)
     assert_close(frames[-1], model.sample(3, sampler="ancestral", steps=50))
@@ -222,7 +222,7 @@ def test_guidance_goes_beyond_the_labelled_model():
     assert not torch.equal(with_c, without)
     assert torch.equal(without, model.predict(x_t, t, torch.full_like(c, 3)))
     assert_close(model.denoise(x_t, t, c, 0.0), model.denoise(x_t, t, c))
-    a = model.schedule.at(t, x_t).to(x_t)
+    a = model.schedule.at(t, x_t)[0].square()
     eps = with_c + 2.0 * (with_c - without)
     expected = ((x_t - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1)
     assert_close(model.denoise(x_t, t, c, 2.0), expected, atol=1e-5, rtol=1e-5)
@@ -427,7 +427,7 @@ def test_latent_diffusion_with_the_prior_for_a_model_has_the_bound_of_the_vae(li
     config = {"class_path": "lit_generative.models.vae.VAE", "init_args": init_args}
     few = {"steps": 20, "schedule": "cosine", "parameterization": "v", "elbo_terms": 0}
     model = LatentDiffusion(config, image_shape=(1, 4, 4), width=8, depth=1, **few).double()
-    model.denoise = lambda z_t, t: model.schedule.at(t, z_t).sqrt() * z_t
+    model.denoise = lambda z_t, t: model.schedule.at(t, z_t)[0] * z_t
     means, log_var = torch.randn(2, 8, dtype=torch.float64), torch.linspace(-4, 1, 8, dtype=torch.float64)
     model.autoencoder.q = lambda x: Normal(means.repeat(len(x) // 2, 1), (log_var / 2).exp())
     x = torch.randint(2, (2, 1, 4, 4)).double().repeat(10_000, 1, 1, 1)

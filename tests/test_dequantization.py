@@ -61,7 +61,7 @@ def test_noise_is_uniform_and_new_every_time():
 
 def test_a_uniform_density_is_eight_bits():
     """The identity behind the logit, and a base that is uniform on [0, 1) seen through it."""
-    model = RealNVP(stack="dense", couplings=2, width=8, depth=1, norm="none", alpha=1e-6)
+    model = RealNVP(stack="fully_connected", couplings=2, width=8, depth=1, norm="none", alpha=1e-6)
 
     def log_density(v):
         z, log_det = model.flow(v)
@@ -105,7 +105,7 @@ def test_the_noises_density_integrates_to_one_and_knows_the_image():
 def test_bounds_rise_to_the_mass():
     """One pixel of a flow: the mass of each level by numerical integration, all masses together at most 1."""
     torch.manual_seed(1)
-    model = RealNVP((1, 1, 2), stack="dense", couplings=2, width=4, depth=1, norm="none", alpha=0.05).eval()
+    model = RealNVP((1, 1, 2), stack="fully_connected", couplings=2, width=4, depth=1, norm="none", alpha=0.05).eval()
     for p in model.parameters():
         p.data += 0.5 * torch.randn_like(p)
     x = torch.tensor([[40.0, 200.0], [0.0, 255.0], [128.0, 127.0]]).view(3, 1, 1, 2) / 255

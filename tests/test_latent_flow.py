@@ -131,7 +131,7 @@ def test_what_cannot_work_is_said_at_the_start(data, tmp_path):
         trainer(tmp_path, max_epochs=-1, max_time="00:00:01:00", logger=False).fit(
             small(lr_decay_start=1.0), datamodule=data
         )
-    with pytest.raises(ValueError, match="a run of 1 steps has none for one of the two stages"):
+    with pytest.raises(ValueError, match="a run of 1 steps leaves none for one of the two stages"):
         trainer(tmp_path, max_steps=1, logger=False).fit(small(), datamodule=data)
     with pytest.raises(ValueError, match="drop EarlyStopping"):
         trainer(tmp_path, callbacks=[EarlyStopping("val/loss")], logger=False).fit(small(), datamodule=data)
@@ -151,7 +151,7 @@ def test_the_tests_numbers_are_the_means_over_images(data, tmp_path):
         data.prepare_data()
         data.setup("test")
         x = torch.cat([data.on_after_batch_transfer(batch, 0)[0] for batch in data.test_dataloader()])
-        log_density, error = model.look(x)
+        log_density, error = model.density_and_error(x)
     found = trainer(tmp_path, logger=False).test(model, datamodule=data, verbose=False)[0]
     assert found["test/latent_log_density"] == pytest.approx(float(log_density.mean()), rel=1e-5)
     assert found["test/reconstruction"] == pytest.approx(float(error.mean()), rel=1e-5)
@@ -204,6 +204,6 @@ def test_temperature_shrinks_the_latents():
 def test_a_flow_of_images_lends_its_latents_too(data, tmp_path):
     """Any model that encodes and decodes will do."""
     fit = trainer(tmp_path, max_steps=1, logger=False)
-    fit.fit(RealNVP(stack="dense", couplings=2, width=4, depth=1), datamodule=data)
+    fit.fit(RealNVP(stack="fully_connected", couplings=2, width=4, depth=1), datamodule=data)
     fit.save_checkpoint(tmp_path / "flow.ckpt")
     assert small(autoencoder=str(tmp_path / "flow.ckpt")).latent == 784

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_generative.metrics.aggregation import Moments
+from lit_generative.metrics.aggregation import Moments, MomentsByName
 from lit_generative.metrics.frechet import Features, Gaussian, frechet_distance
 from lit_generative.metrics.two_sample import density_coverage, kernel_distance, precision_recall
 
@@ -25,6 +25,21 @@ def test_moments_are_float64_for_float32_values_and_not_in_checkpoints():
     assert moments.compute().shape == (4, 1)  # torchmetrics would squeeze a single number
     assert moments.compute().dtype == torch.float64
     assert not moments.state_dict()
+
+
+def test_moments_by_name_are_those_of_the_names_and_begin_anew():
+    moments, x = MomentsByName(), torch.rand(9, 2)
+    for part in x.split(4):
+        moments.update({"a": part[:, 0], "b": part[:, 1]})
+    with pytest.raises(ValueError, match=r"the same numbers: \('a', 'b'\), then \('b',\)"):
+        moments.update({"b": x[:, 0]})
+    found = moments.compute(x.device)
+    assert list(found) == ["a", "b"] and found["a"].images == found["b"].images == 9
+    assert_close(torch.stack([found[name].mean for name in "ab"]), x.double().mean(0))
+    assert_close(torch.stack([found[name].stderr for name in "ab"]), x.double().std(0) / 3)
+    assert moments.compute(x.device) == {}
+    moments.update({"c": x[:, 1]})
+    assert list(moments.compute(x.device)) == ["c"]
 
 
 def moments_of(x):

@@ -214,7 +214,7 @@ def test_weights_start_as_in_the_paper():
         ({"num_downs": 5}, "images of 16x16 pixels can be halved 4 times, not num_downs=5"),
         ({"num_downs": 1}, "num_downs must be >= 2"),
         ({"patch": 70}, r"patches of 70 pixels do not fit images of 16x16: choose from \[1, 16, 34\]"),
-        ({"patch": 50}, "patches are of 1, 16, 34, 70, 142, 286 pixels, not 50"),
+        ({"patch": 50}, "patch must be one of 1, 16, 34, 70, 142, 286 pixels, got 50"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
     ],
 )

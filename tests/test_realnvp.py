@@ -46,7 +46,7 @@ def test_the_papers_stack():
     assert len(three) == 16 and len(three[-1].log_bound) == 4
 
 
-@pytest.mark.parametrize("stack", ["multiscale", "dense"])
+@pytest.mark.parametrize("stack", ["multiscale", "fully_connected"])
 def test_without_alternation_half_of_an_image_passes_as_it_is(stack):
     def unchanged(alternate):
         model, v = small(stack=stack, norm="none", alternate=alternate), torch.rand(2, 1, 28, 28)
@@ -63,7 +63,7 @@ def test_scores_do_not_depend_on_the_batchs_company():
 
 
 @pytest.mark.parametrize("dequantization", ["uniform", "variational"])
-@pytest.mark.parametrize("stack", ["multiscale", "dense"])
+@pytest.mark.parametrize("stack", ["multiscale", "fully_connected"])
 def test_images_survive_the_latent_space(stack, dequantization):
     model, x = small(stack=stack, dequantization=dequantization), images()
     z = model.encode(x)
@@ -189,7 +189,7 @@ def test_half_precision_throughout_is_refused(data_dir, tmp_path):
         trainer(tmp_path, precision="bf16-true", logger=False).fit(small(), datamodule=data)
 
 
-@pytest.mark.parametrize("stack", ["multiscale", "dense"])
+@pytest.mark.parametrize("stack", ["multiscale", "fully_connected"])
 def test_images_of_another_kind_are_refused(stack):
     model = small(stack=stack)
     for act in (model.log_prob, model.encode, model.log_density):
@@ -204,5 +204,5 @@ def test_images_of_another_kind_are_refused(stack):
 def test_what_cannot_be_built_is_refused():
     with pytest.raises(ValueError, match="cannot be halved 3 times: set fewer scales"):
         RealNVP(scales=4)
-    with pytest.raises(ValueError, match=r"alpha lies between 0 and 0\.5"):
+    with pytest.raises(ValueError, match=r"alpha must be in \(0, 0\.5\)"):
         RealNVP(alpha=0.0)

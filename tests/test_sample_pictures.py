@@ -83,7 +83,7 @@ def test_the_manifold_goes_through_four_images():
 @pytest.mark.parametrize("batch_size", [3, 16])
 def test_the_picture_of_a_manifold(batch_size, data_dir, tmp_path):
     data = FashionMNIST(data_dir=str(data_dir), batch_size=batch_size, val_size=32)
-    model = RealNVP(stack="dense", couplings=2, width=4, depth=1, test_k=1)
+    model = RealNVP(stack="fully_connected", couplings=2, width=4, depth=1, test_k=1)
     trainer(tmp_path, callbacks=[LatentManifold(steps=4)]).test(model, datamodule=data)
     with Image.open(images(tmp_path) / "manifold_test.png") as picture:
         assert picture.size == (4 * 30 + 2, 4 * 30 + 2)

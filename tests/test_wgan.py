@@ -103,10 +103,12 @@ def test_the_penalty_is_taken_between_the_images(monkeypatch):
 
 def test_the_critic_of_the_penalty_mixes_no_images():
     """A score must not depend on the rest of the batch, as it would with batch norm; also where width is a colour's."""
-    for critic in (WGANGP(width=4).discriminator, WGANGP((3, 32, 32), width=3).discriminator):
+    for critic in (WGANGP(width=4).discriminator, WGANGP(image_shape=(3, 32, 32), width=3).discriminator):
         x = torch.rand(6, *((1, 28, 28) if critic.net[0].in_channels == 1 else (3, 32, 32)))
         assert_close(critic(x)[:2], critic(x[:2]))
-    norms = [m for m in DCGAN((3, 32, 32), width=3).discriminator.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [
+        m for m in DCGAN(image_shape=(3, 32, 32), width=3).discriminator.modules() if isinstance(m, nn.BatchNorm2d)
+    ]
     assert len(norms) == 2  # behind all strided convolutions but the first
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_generative.diffusion.samplers import Denoiser
-from lit_generative.diffusion.schedules import Schedule, posterior
+from lit_generative.diffusion.schedules import DiscreteSchedule, posterior
 from lit_generative.utils.precision import exact
 
 
@@ -26,30 +26,29 @@ class Bound(NamedTuple):
         return -(self.prior + self.diffusion + self.decoder)
 
 
-def prior_kl(schedule: Schedule, x_0: Tensor) -> Tensor:
+def prior_kl(schedule: DiscreteSchedule, x_0: Tensor) -> Tensor:
     """L_T of data ``(B, ...)``, nats ``(B,)``."""
     a = schedule.alpha_bar[-1]
     x, dims = exact(x_0.flatten(1)), x_0[0].numel()
     return (0.5 * (a * x.square().sum(1) + dims * (-a - torch.log1p(-a)))).to(x_0)
 
 
-def decoder_scale(schedule: Schedule) -> Tensor:
+def decoder_scale(schedule: DiscreteSchedule) -> float:
     """The standard deviation of p(x_0|x_1) where x_0 is discrete, in the model's range: the root of beta~_2.
 
     The variance of q(x_0|x_1, x_0) is 0, and beta_1 gives the right level too little mass. The authors' code takes the
     first posterior variance that is not 0, whether the other steps have the small variance or the large one, "to get a
     better decoder log likelihood" (Ho et al., 2020, ``diffusion_utils_2.py``).
     """
-    return posterior(schedule.alpha_bar[1], schedule.alpha_bar[2])[2].sqrt()
+    return math.sqrt(posterior(schedule(1), schedule(2))[2])
 
 
-def step_kl(denoise: Denoiser, schedule: Schedule, x_0: Tensor, t: Tensor, variance: str) -> Tensor:
+def step_kl(denoise: Denoiser, schedule: DiscreteSchedule, x_0: Tensor, t: Tensor, variance: str) -> Tensor:
     """L_t-1 of data ``(B, ...)`` at times ``(B,)`` from 2 on, from one draw of x_t, nats ``(B,)``."""
     estimate = denoise(schedule.diffuse(x_0, t, torch.randn_like(x_0)), t)
     error = exact((x_0 - estimate).square().flatten(1).sum(1))  # the means differ by c_0 times this
-    a_s, a_t = schedule.at(t - 1, error), schedule.at(t, error)
-    c_0, _, v = posterior(a_s, a_t)
-    ratio = v / (1 - a_t / a_s) if variance == "large" else torch.ones_like(v)  # of the true variance to the model's
+    c_0, _, v, beta = posterior(schedule.at(t - 1, error), schedule.at(t, error))
+    ratio = v / beta if variance == "large" else torch.ones_like(v)  # of the true variance to the model's
     spread = x_0[0].numel() * (ratio - 1 - ratio.log())
     return (0.5 * (spread + c_0.square() / v * ratio * error)).to(x_0)
 
@@ -67,7 +66,7 @@ def with_labels(denoise: Callable[..., Tensor], c: Tensor | None, i: Tensor | sl
 
 def variational_bound(
     denoise: Denoiser,
-    schedule: Schedule,
+    schedule: DiscreteSchedule,
     x_0: Tensor,
     decoder: Callable[[Tensor], Tensor],
     variance: str = "small",

@@ -203,12 +203,6 @@ class Adversarial(GenerativeModel):
         for name, gradient in begun.get("gradients", {}).items():
             self.discriminator.get_parameter(name).grad = gradient.to(self.device)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """A game has no loss to validate by; callbacks look at the samples."""
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As `validation_step`."""
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["adversarial_steps"] = [self.discriminator_steps, self.generator_steps, self.images_seen]
         if self._waiting and self.trainer.world_size == 1:  # each process has its own; one would not do for all

@@ -1,83 +1,69 @@
-"""What diffusion models share under Lightning, whatever it is that they diffuse."""
+"""What diffusion models share, whatever they diffuse and however they learn it: sampling, inspection, training."""
 
-import math
-from abc import abstractmethod
-from functools import partial
-from typing import Any, Literal
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_generative.diffusion.elbo import Bound, strata
-from lit_generative.diffusion.parameterization import denoising_losses, estimate
-from lit_generative.diffusion.samplers import SAMPLERS, StepCallback, ddim, power_timesteps, timesteps
-from lit_generative.diffusion.schedules import SCHEDULES
+from lit_generative.diffusion.samplers import ddim
+from lit_generative.diffusion.schedules import Schedule
 from lit_generative.errors import UserError
 from lit_generative.generative_model import GenerativeModel
-from lit_generative.likelihoods import bits_per_dim, in_bits
-from lit_generative.metrics.aggregation import Moments
 from lit_generative.utils.interpolation import spherical_interpolation
-from lit_generative.utils.rng import batch_rng
 
-Sampler = Literal["ancestral", "ddim", "dpm_solver"]
+StepCallback = Callable[[float, Tensor, Tensor], None]  # of t, x_t and the estimate of x_0
+Spacing = Callable[..., list[Any]]  # of a schedule and a number of times
 
 
-class DiffusionModel(GenerativeModel):
-    """A ``denoiser`` of data of ``data_shape`` that are made from images, and images from them.
+class DiffusionModel(GenerativeModel, ABC):
+    """A ``denoiser`` that turns noise into data, and a schedule that turns data into noise.
 
-    A model gives ``image_shape``, ``data_shape``, ``denoiser`` and ``decoder_variance``, calls `diffuse_by` when these
-    are there, and says what is diffused: `to_data`, `to_images`, `predict`, `denoise` and `bound`.
+    A model sets ``image_shape``, ``data_shape``, ``schedule`` and ``denoiser``, and writes `samplers`, `to_data`,
+    `to_images`, `predict`, `estimate` and `losses_at`. Times may be integers or real numbers: only the schedule and
+    these methods know.
+
+    Args:
+        sampler: The sampler that `sample` uses by default.
+        sampling_steps: How often it evaluates the network.
+        lr: Learning rate of Adam.
+        lr_warmup_steps: Steps over which the learning rate rises from 0.
+        lr_decay_start: Fraction of the run after which it falls linearly to 0; 1 keeps it constant.
     """
 
-    immutable_hparams = ("steps", "schedule", "parameterization")
-    steps: int  # T
     data_shape: tuple[int, ...]
+    deterministic_sampler = "dpm_solver"  # draws nothing but x_T
+    schedule: Schedule
     denoiser: nn.Module
     needs_float32 = "images, their noise and the bound would be rounded"
-    decoder_variance: str  # of p(x_0|x_1) in `bound`, as `describe_test` names it
-    classes, label_dropout = 0, 0.0
 
-    def diffuse_by(
+    def __init__(
         self,
-        steps: int,
-        schedule: str,
-        parameterization: str,
-        variance: str,
-        sampler: str,
-        sampling_steps: int,
-        elbo_terms: int,
-        lr: float,
-        lr_warmup_steps: int,
-        lr_decay_start: float,
+        sampler: str = "dpm_solver",
+        sampling_steps: int = 20,
+        lr: float = 2e-4,
+        lr_warmup_steps: int = 0,
+        lr_decay_start: float = 1.0,
     ) -> None:
-        """Keep how data become noise, how noise becomes data, and how this is learned; see `DDPM`."""
-        if min(lr_warmup_steps, elbo_terms) < 0 or not 0 <= lr_decay_start <= 1:
-            given = f"{lr_warmup_steps}, {elbo_terms}, {lr_decay_start}"
-            raise UserError(f"warmup, elbo_terms are at least 0, lr_decay_start in [0, 1]: got {given}")
-        power_timesteps(steps, sampling_steps)  # says what is wrong with them
-        self.steps, self.schedule = steps, SCHEDULES[schedule](steps)
-        self.parameterization, self.variance, self.sampler, self.sampling_steps = (
-            parameterization,
-            variance,
-            sampler,
-            sampling_steps,
-        )
-        self.elbo_terms, self.lr, self.lr_warmup_steps, self.lr_decay_start = (
-            elbo_terms,
-            lr,
-            lr_warmup_steps,
-            lr_decay_start,
-        )
-        drawn = 2 * len(strata(steps, max(1, elbo_terms // 2))) if 0 < elbo_terms < steps - 1 else 0
-        self.log_prob_kind = f"bound, {f'{drawn} drawn' if drawn else 'all'} of its {steps - 1} terms in t"
-        self.likelihood_kind = self.log_prob_kind + (", given the class" if self.classes else "")
-        self._tested, self.dims = 0, math.prod(self.image_shape)
-        # of every image: the loss in validation; the bound, its parts and the variance of what was drawn in test
-        self.losses, self.terms = Moments(1), Moments(5)
+        super().__init__()
+        if lr_warmup_steps < 0 or not 0 <= lr_decay_start <= 1:
+            raise UserError(
+                f"lr_warmup_steps must be >= 0 and lr_decay_start in [0, 1], got {lr_warmup_steps} and {lr_decay_start}"
+            )
+        self.save_hyperparameters()
+        self.sampler, self.sampling_steps = sampler, sampling_steps
+        self.lr, self.lr_warmup_steps, self.lr_decay_start = lr, lr_warmup_steps, lr_decay_start
+
+    @property
+    @abstractmethod
+    def samplers(self) -> Mapping[str, tuple[Callable[..., Tensor], Spacing]]:
+        """By name, a function of (denoise, x_T, schedule, times), and one of (schedule, n) that gives those times."""
 
     @abstractmethod
     def to_data(self, x: Tensor) -> Tensor:
-        """What is diffused of images ``(B, C, H, W)`` in [0, 1], ``(B, *data_shape)``."""
+        """The data ``(B, *data_shape)`` that are diffused for images ``(B, C, H, W)`` in [0, 1]."""
 
     @abstractmethod
     def to_images(self, x_0: Tensor) -> Tensor:
@@ -85,34 +71,29 @@ class DiffusionModel(GenerativeModel):
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-        """What the network says of noisy data at times ``(B,)`` from 1 to T, in their shape."""
+        """The network's output for noisy data at times ``(B,)``, in their shape."""
 
     @abstractmethod
-    def bound(self, x: Tensor, c: Tensor | None = None, terms: int | None = None) -> Bound:
-        """The terms of the bound on -log p(x), nats ``(B,)``; ``terms`` of them drawn (default: ``elbo_terms``)."""
+    def estimate(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        """E[x_0|x_t] that the network's output ``out`` for ``x_t`` at times ``(B,)`` stands for."""
 
-    def denoise(self, x_t: Tensor, t: Tensor, c: Tensor | None = None, guidance: float = 0.0) -> Tensor:
-        """Estimate of E[x_0|x_t], in the shape of ``x_t``.
-
-        With labels ``c``, ``guidance`` w > 0 takes (1 + w) times what the network says knowing them, less w times what
-        it says without (Ho & Salimans, 2022, Eq. 6).
-        """
-        out = self.predict(x_t, t, c)
-        if guidance and c is not None and self.classes:
-            out = (1 + guidance) * out - guidance * self.predict(x_t, t)
-        return estimate(self.schedule, self.parameterization, x_t, out, t)
-
+    @abstractmethod
     def losses_at(self, x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-        """L_simple of images in [0, 1] at times ``(B,)``, ``(B,)``."""
-        return denoising_losses(partial(self.predict, c=c), self.schedule, self.parameterization, self.to_data(x), t)
-
-    @torch.no_grad()
-    def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Lower bound on log p(x) of images in [0, 1], an unbiased estimate of it, nats ``(B,)``. No gradient."""
-        self.require_labels(len(x), c, guidance=0)
-        return self.bound(x, c).log_prob
+        """The training loss of images in [0, 1] at times ``(B,)``, one draw of noise each, ``(B,)``."""
 
     # -- sampling ----------------------------------------------------------------------------------
+
+    def denoise(self, x_t: Tensor, t: Tensor | float, c: Tensor | None = None, guidance: float = 0.0) -> Tensor:
+        """Estimate of E[x_0|x_t] at times ``(B,)`` or at one time, in the shape of ``x_t``.
+
+        With labels ``c``, ``guidance`` w > 0 takes (1 + w) times the network's output for them, less w times its output
+        without labels (Ho & Salimans, 2022, Eq. 6).
+        """
+        t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
+        out = self.predict(x_t, t, c)
+        if guidance and c is not None:
+            out = (1 + guidance) * out - guidance * self.predict(x_t, t)
+        return self.estimate(x_t, out, t)
 
     @torch.no_grad()
     def generate(
@@ -120,60 +101,72 @@ class DiffusionModel(GenerativeModel):
         x_T: Tensor,
         c: Tensor | None = None,
         steps: int | None = None,
-        sampler: Sampler | None = None,
-        eta: float = 0.0,
+        sampler: str | None = None,
         power: float | None = None,
         guidance: float = 0.0,
         callback: StepCallback | None = None,
+        **options: Any,
     ) -> Tensor:
         """Images in [0, 1] from noise ``(B, *data_shape)``; see `sample`. ``callback(t, x_t, x_0)`` sees every step."""
-        name, steps = sampler or self.sampler, self.sampling_steps if steps is None else steps
-        if name not in SAMPLERS:
-            raise UserError(f"there is no sampler {name}: choose from {', '.join(SAMPLERS)}")
-        if not (0 <= eta <= 1 and (eta == 0 or name == "ddim")):
-            raise UserError(f"eta lies in [0, 1] and is an option of ddim: got {eta} for {name}")
+        name, n = sampler or self.sampler, self.sampling_steps if steps is None else steps
+        draw, spacing = self.require_sampler(name, options)
         self.require_labels(len(x_T), c, guidance)
-        denoise = partial(self.denoise, c=c, guidance=guidance)
-        times = timesteps(self.schedule, name, steps, power)
-        return self.to_images(SAMPLERS[name](denoise, x_T, self.schedule, times, eta, self.variance, callback))
+        times = spacing(self.schedule, n) if power is None else self.schedule.timesteps(n, power)
+
+        def denoise(x_t: Tensor, t: float) -> Tensor:
+            x_0 = self.denoise(x_t, t, c, guidance)
+            if callback is not None:
+                callback(t, x_t, x_0)
+            return x_0
+
+        return self.to_images(draw(denoise, x_T, self.schedule, times, **options))
 
     def sample(
         self,
         n: int,
         c: Tensor | None = None,
         steps: int | None = None,
-        sampler: Sampler | None = None,
-        eta: float = 0.0,
+        sampler: str | None = None,
         power: float | None = None,
         guidance: float = 0.0,
+        **options: Any,
     ) -> Tensor:
         """Draw images ``(n, C, H, W)`` in [0, 1].
 
         Args:
             n: Number of images.
-            c: Labels ``(n,)`` of a model that knows classes.
-            steps: Times that the network is asked (default: ``sampling_steps``).
-            sampler: ``ancestral``, ``ddim`` or ``dpm_solver`` (default: the model's).
-            eta: Noise of ``ddim``, 0 to 1.
-            power: Spacing of the time steps, see `power_timesteps`; default: even in log-SNR for ``dpm_solver``, else
-                in t.
-            guidance: How far beyond the labelled model, see `denoise`.
+            c: Labels ``(n,)`` of a class-conditional model.
+            steps: How often the network is evaluated (default: ``sampling_steps``).
+            sampler: Name of one of `samplers` (default: the model's).
+            power: Spacing of the times, see `power_timesteps` (default: the sampler's own).
+            guidance: Strength of classifier-free guidance, see `denoise`.
+            options: Other arguments of the sampler, such as ``eta`` of ``ddim``.
         """
         x_T = self.noise(n, *self.data_shape)
-        return self.generate(x_T, c, steps, sampler, eta, power, guidance)
+        return self.generate(x_T, c, steps, sampler, power, guidance, **options)
 
+    @torch.no_grad()
     def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images of ``n`` arcs between two draws of x_T, each with its label if any, ``(n * steps, C, H, W)``."""
         x_T = spherical_interpolation(self.noise(2, n, *self.data_shape).flatten(2), steps)
         c = None if c is None else c.repeat_interleave(steps)
-        return self.generate(x_T.unflatten(1, self.data_shape), c, sampler="dpm_solver")
+        return self.generate(x_T.unflatten(1, self.data_shape), c, sampler=self.deterministic_sampler)
+
+    def require_sampler(self, name: str, options: Mapping[str, Any]) -> tuple[Callable[..., Tensor], Spacing]:
+        """The sampler of that name and its spacing of times, or a ValueError if there is none with these options."""
+        if name not in self.samplers:
+            raise UserError(f"there is no sampler {name}: choose from {', '.join(self.samplers)}")
+        draw, spacing = self.samplers[name]
+        if unknown := options.keys() - inspect.signature(draw).parameters.keys():
+            raise UserError(f"the sampler {name} has no option {', '.join(sorted(unknown))}")
+        return draw, spacing
 
     def require_labels(self, n: int, c: Tensor | None, guidance: float) -> None:
         """Raise a TypeError or ValueError if ``n`` images cannot have these; see `sample`."""
         if guidance:
-            raise UserError(f"guidance leads towards a class, and {type(self).__name__} knows none")
+            raise UserError(f"guidance leads towards a class, and {type(self).__name__} is not class-conditional")
 
-    # -- looking -----------------------------------------------------------------------------------
+    # -- inspection --------------------------------------------------------------------------------
 
     @torch.no_grad()
     def noised(self, x: Tensor, t: Tensor) -> Tensor:
@@ -181,89 +174,39 @@ class DiffusionModel(GenerativeModel):
         x_0 = self.to_data(x)
         return self.to_images(self.schedule.diffuse(x_0, t, torch.randn_like(x_0)))
 
-    def denoising(self, n: int, every: int, c: Tensor | None = None) -> Tensor:
-        """x_t of ``n`` samples of the ancestral sampler at T, T - every, ... and 0, ``(frames, n, C, H, W)``."""
-        frames: list[Tensor] = []
-
-        def callback(t: int, x_t: Tensor, x_0: Tensor) -> None:
-            if (self.steps - t) % every == 0:
-                frames.append(self.to_images(x_t))
-
-        x_T = self.noise(n, *self.data_shape)
-        last = self.generate(x_T, c, self.steps, "ancestral", callback=callback)
-        return torch.stack([*frames, last])
-
     @torch.no_grad()
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
-        """How far images noised to T/10, 3T/10, ... come back from themselves: mean squared error, ``(B, 5)``.
+        """Mean squared error of images that were noised to 0.1, 0.3, ... 0.9 of the diffusion and restored, ``(B, 5)``.
 
         The reconstructions of Graham et al. (2023), arXiv:2211.07740, Section 3, at several scales, by ten steps of
         DDIM each and without LPIPS.
         """
-        errors = []
-        for tenths in (1, 3, 5, 7, 9):
-            t = max(1, self.steps * tenths // 10)
-            x_0 = self.to_data(x)
-            x_t = self.schedule.diffuse(x_0, torch.full((len(x),), t, device=x.device), torch.randn_like(x_0))
-            back = ddim(self.denoise, x_t, self.schedule, power_timesteps(t, min(t, 10)))
-            errors.append((self.to_images(back) - x).square().flatten(1).mean(1))
+        x_0, errors = self.to_data(x), []
+        for start in (0.1, 0.3, 0.5, 0.7, 0.9):
+            times = self.schedule.timesteps(10, start=start)
+            x_t = self.schedule.diffuse(x_0, times[0], torch.randn_like(x_0))
+            restored = self.to_images(ddim(self.denoise, x_t, self.schedule, times))
+            errors.append((restored - x).square().flatten(1).mean(1))
         return {"reconstruction": torch.stack(errors, 1)}
 
-    # -- Lightning ---------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------
+
+    def hide_labels(self, c: Tensor) -> Tensor:
+        """The labels that training shows the network."""
+        return c
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, c = batch
-        t = torch.randint(1, self.schedule.steps + 1, (len(x),), device=x.device)
-        if self.classes:  # the label behind the last stands for none
-            c = c.masked_fill(torch.rand(len(c), device=c.device) < self.label_dropout, self.classes)
-        loss = self.losses_at(x, t, c).mean()
+        t = self.schedule.quantile(torch.rand(len(x), device=x.device))
+        loss = self.losses_at(x, t, self.hide_labels(c)).mean()
         self.log_terms({"loss": loss}, len(x))
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x, c = batch
-        with batch_rng(self, batch_idx):
-            u = (torch.arange(len(x), device=x.device) + torch.rand(1, device=x.device)) / len(x)  # all times alike
-            t = 1 + (u * self.schedule.steps).long().clamp(max=self.schedule.steps - 1)
-            self.losses.update(self.losses_at(x, t, c)[:, None])
-
-    def on_validation_epoch_end(self) -> None:
-        self.log("val/loss", self.losses.compute()[0, 0].float(), sync_dist=True)  # summed over ranks already
-        self.losses.reset()
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x, c = batch
-        with batch_rng(self, batch_idx):
-            bound = self.bound(x, c if self.classes else None)
-        parts = [bound.log_prob, bound.prior, bound.diffusion, bound.decoder, bound.stderr.square()]
-        self.terms.update(torch.stack(parts, -1))
-
-    def on_test_epoch_end(self) -> None:
-        moments = self.terms.compute()
-        self.terms.reset()
-        mean, stderr, n = moments[0].float(), moments[2, 0].float(), moments[3, 0].float()
-        self._tested, error = int(n), (mean[4] / n).sqrt()
-        metrics = {"elbo": mean[0], "nll": -mean[0], "nll_stderr": stderr}
-        metrics |= {"prior_kl": mean[1], "diffusion": mean[2], "decoder": mean[3], "drawn_terms_error": error}
-        if in_bits(self.num_levels):
-            metrics |= {"bpd": bits_per_dim(mean[0], self.dims), "bpd_stderr": bits_per_dim(-stderr, self.dims)}
-        self.log_dict({f"test/{name}": value for name, value in metrics.items()}, sync_dist=True)
-
-    def describe_test(self) -> str:
-        return (
-            f"{self._tested:,} images; nats per image over {self.dims} pixels of {self.num_levels} levels, "
-            f"± standard error over images; nll{', bpd' if in_bits(self.num_levels) else ''}: {self.likelihood_kind}, "
-            f"one draw of every x_t, {self.variance} variance, {self.decoder_variance} in p(x_0|x_1); "
-            f"nll = prior_kl + diffusion + decoder; drawn_terms_error: what drawing terms adds to the error; "
-            f"samples: {self.sampler}, {self.sampling_steps} steps"
-        )
-
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """The bound ``log_prob`` of every image, with its label ``c``."""
-        x, c = batch
-        with batch_rng(self, batch_idx):
-            return {"log_prob": self.log_prob(x, c if self.classes else None), "c": c}
+    def evaluate(self, x: Tensor, c: Tensor, stage: str) -> dict[str, Tensor]:
+        """The training loss, at times that are spread evenly over the batch."""
+        u = (torch.arange(len(x), device=x.device) + torch.rand(1, device=x.device)) / len(x)
+        return {"loss": self.losses_at(x, self.schedule.quantile(u), c)}
 
     def configure_optimizers(self) -> Any:
-        learning = torch.optim.Adam(self.denoiser.parameters(), self.lr, fused=self.fused)
-        return self.with_decay(learning, self.lr_decay_start, self.lr_warmup_steps)
+        adam = torch.optim.Adam(self.denoiser.parameters(), self.lr, fused=self.fused)
+        return self.with_decay(adam, self.lr_decay_start, self.lr_warmup_steps)

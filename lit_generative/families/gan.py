@@ -1,8 +1,11 @@
 """Generators of images from Gaussian noise, and what they can do whatever they learned from."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from lit_generative.errors import UserError
 from lit_generative.families.adversarial import Adversarial, Batch
 from lit_generative.images import from_symmetric, to_symmetric
 from lit_generative.utils.interpolation import spherical_interpolation
@@ -10,14 +13,34 @@ from lit_generative.utils.precision import at_least_float32
 
 
 class GAN(Adversarial):
-    """A game whose generator makes images in [-1, 1] of z ~ N(0, I).
+    """A generator of images in [-1, 1] from z ~ N(0, I), and a discriminator (or critic).
 
-    A model sets ``image_shape``, ``latent``, ``generator`` and ``discriminator``, and writes `discriminator_loss`,
-    `generator_loss` and `configure_optimizers`. ``fake`` is in [-1, 1]; ``batch[0]`` is in [0, 1]: `to_symmetric`.
+    A model sets ``generator`` and ``discriminator``, and writes `discriminator_loss`, `generator_loss` and
+    `configure_optimizers`. ``fake`` is in [-1, 1]; ``batch[0]`` is in [0, 1]: `to_symmetric`.
+
+    Args:
+        image_shape: (C, H, W) of the images.
+        latent: Dimensions of z.
+        width: Channels at the largest resolution; they double towards the smallest.
+        lr: Learning rate of both optimisers.
+        adversarial: Arguments of `Adversarial`.
     """
 
-    latent: int
     ood_headline = "discriminator"
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        latent: int = 100,
+        width: int = 64,
+        lr: float = 2e-4,
+        **adversarial: Any,
+    ) -> None:
+        super().__init__(**adversarial)
+        if min(latent, width) < 1:
+            raise UserError(f"latent and width must be >= 1, got {latent} and {width}")
+        self.save_hyperparameters()
+        self.image_shape, self.latent, self.width, self.lr = image_shape, latent, width, lr
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         """The generator: z ``(B, latent)`` to images in [-1, 1]."""
@@ -41,10 +64,6 @@ class GAN(Adversarial):
         return self.decode(spherical_interpolation(self.noise(2, n, self.latent), steps))
 
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
-        """How little the discriminator thinks of each image, ``(B,)``. Not a likelihood."""
+        """The discriminator's output for each image, negated: high where it looks fake, ``(B,)``. No likelihood."""
         self.require_images(x)
         return {"discriminator": -at_least_float32(self.discriminator(to_symmetric(x)))}
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """`ood_scores` of every image, with its label ``c``."""
-        return self.ood_scores(batch[0]) | {"c": batch[1]}

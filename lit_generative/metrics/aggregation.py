@@ -1,7 +1,7 @@
 """Statistics over images that hold on any number of processes."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,43 @@ class Moments(Accumulator):
         variance = (self.total_of_squares - self.count * mean.square()).clamp(min=0) / (self.count - 1).clamp(min=1)
         variance = variance.nan_to_num(nan=torch.inf)  # where a value was infinite
         return torch.stack([mean, variance, (variance / self.count).sqrt(), self.count.expand_as(mean)])
+
+
+class Stats(NamedTuple):
+    """Mean, unbiased variance and standard error of one number per image, and how many images there were."""
+
+    mean: Tensor
+    variance: Tensor
+    stderr: Tensor
+    images: Tensor
+
+
+class MomentsByName:
+    """`Moments` of named numbers ``(B,)`` of images; the names are those of the first batch."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self._moments: Moments | None = None
+
+    def update(self, values: dict[str, Tensor]) -> None:
+        rows = torch.stack(list(values.values()), -1)
+        if self._moments is None:
+            self.names, self._moments = tuple(values), Moments(len(values)).to(rows.device)
+        if self.names != tuple(values):
+            raise ValueError(f"every batch must give the same numbers: {self.names}, then {tuple(values)}")
+        self._moments.update(rows)
+
+    def compute(self, device: torch.device) -> dict[str, Stats]:
+        """Statistics by name over all processes, float64, on every one of them; then none are held any more."""
+        if torch.distributed.is_initialized():  # one that had no images knows no names
+            known: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(known, self.names)
+            self.names = max(known, key=len)
+        moments, names = self._moments or Moments(len(self.names)).to(device), self.names
+        self.names, self._moments = (), None
+        if not names:
+            return {}
+        return {name: Stats(*column) for name, column in zip(names, moments.compute().T, strict=True)}
 
 
 class PerImage(Accumulator):

@@ -7,45 +7,183 @@ r"""Denoising Diffusion Probabilistic Models (Ho, Jain & Abbeel, 2020), arXiv:20
     -log p(x_0)  <= KL(q(x_T|x_0) || N(0, I)) + sum_t L_t-1 + L_0                                     Eq. 5
 
 Pixels are in [-1, 1] here; p(x_0|x_1) is a Gaussian on their 256 levels (Eq. 13), its variance beta~_2 as in the
-authors' code. Fast samplers: Song, Meng & Ermon (2021), arXiv:2010.02502; Lu et al. (2022), arXiv:2211.01095. Guidance:
-Ho & Salimans (2022), arXiv:2207.12598.
+authors' code. Fast samplers: Song, Meng & Ermon (2021), arXiv:2010.02502; Lu et al. (2022), arXiv:2211.01095.
 """
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from lit_generative.diffusion.elbo import Bound, decoder_scale, variational_bound
-from lit_generative.errors import UserError, UserTypeError
-from lit_generative.families.diffusion_model import DiffusionModel, Sampler
+from lit_generative.diffusion.elbo import Bound, decoder_scale, strata, variational_bound
+from lit_generative.diffusion.samplers import Denoiser, ddim, dpm_solver
+from lit_generative.diffusion.schedules import SCHEDULES, DiscreteSchedule, Schedule, logsnr_timesteps, posterior
+from lit_generative.errors import UserError
+from lit_generative.families.class_conditional import ClassConditional
+from lit_generative.families.diffusion_model import DiffusionModel, Spacing
 from lit_generative.images import from_symmetric, to_symmetric
 from lit_generative.likelihoods import DiscretizedGaussian
+from lit_generative.metrics.aggregation import Stats
 from lit_generative.nn.unet import UNet, renamed
-from lit_generative.training.batches import describe
 
 
-class DDPM(DiffusionModel):
+def ancestral(
+    denoise: Denoiser,
+    x_T: Tensor,
+    schedule: Schedule,
+    times: Sequence[float],
+    variance: str = "small",
+    generator: Generator | None = None,
+) -> Tensor:
+    """Algorithm 2, at all times or at some of them: draw x_s ~ p(x_s|x_t) step by step, its variance small or large.
+
+    The mean of Eq. 7, with the estimate of x_0 in the place of x_0, is that of Eq. 11.
+    """
+    x = x_T
+    for t, s in pairwise([*times, 0]):
+        x_0 = denoise(x, t)
+        c_0, c_t, small, beta = posterior(schedule(s), schedule(t))
+        x = c_0 * x_0 + c_t * x
+        if s > 0:
+            z = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+            x = x + (beta if variance == "large" else small) ** 0.5 * z
+    return x
+
+
+class GaussianDiffusion(DiffusionModel):
+    """The paper's diffusion of any data: its loss, samplers and bound; `DDPM` is that of pixels.
+
+    Args:
+        steps: T.
+        schedule: How beta_t grows.
+        parameterization: What the network predicts; ``v`` is alpha_t eps - sigma_t x_0 (Salimans & Ho, 2022).
+        variance: Of p(x_s|x_t), s > 0: ``small``, that of q(x_s|x_t, x_0), or ``large``, beta_t. The variance of
+            p(x_0|x_1) is the same in both, see `decoder_scale`.
+        elbo_terms: Terms of the bound that `log_prob` draws for every image out of T - 1; 0: it takes them all.
+        diffusion: Arguments of `DiffusionModel`.
+    """
+
+    immutable_hparams = ("steps", "schedule", "parameterization")
+    schedule: DiscreteSchedule
+    decoder_variance: str  # of p(x_0|x_1) in `bound`, as `describe_test` names it
+
+    def __init__(
+        self,
+        steps: int = 1000,
+        schedule: Literal["linear", "cosine"] = "linear",
+        parameterization: Literal["eps", "x_0", "v"] = "eps",
+        variance: Literal["small", "large"] = "small",
+        elbo_terms: int = 20,
+        **diffusion: Any,
+    ) -> None:
+        super().__init__(**diffusion)
+        if elbo_terms < 0:
+            raise UserError(f"elbo_terms must be >= 0, got {elbo_terms}")
+        self.steps, self.schedule = steps, SCHEDULES[schedule](steps)
+        self.parameterization, self.variance, self.elbo_terms = parameterization, variance, elbo_terms
+        self.require_sampler(self.sampler, {})
+        self.schedule.timesteps(self.sampling_steps)  # raises an error if these are too many
+        drawn = 2 * len(strata(steps, max(1, elbo_terms // 2))) if 0 < elbo_terms < steps - 1 else 0
+        self.log_prob_kind = f"bound, {f'{drawn} drawn' if drawn else 'all'} of its {steps - 1} terms in t"
+        self.likelihood_kind = self.log_prob_kind
+
+    # -- L_simple ----------------------------------------------------------------------------------
+
+    def losses_at(self, x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        """Algorithm 1's loss of images in [0, 1] at times ``(B,)``, one draw of eps each, ``(B,)`` (Eq. 14).
+
+        The mean over numbers, as in the authors' code, and not their sum.
+        """
+        x_0 = self.to_data(x)
+        eps = torch.randn_like(x_0)
+        alpha, sigma = self.schedule.at(t, x_0)
+        x_t = alpha * x_0 + sigma * eps
+        target = {"eps": eps, "x_0": x_0, "v": alpha * eps - sigma * x_0}[self.parameterization]
+        return (target - self.predict(x_t, t, c)).square().flatten(1).mean(1)
+
+    def estimate(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.schedule.at(t, x_t)
+        return {"eps": (x_t - sigma * out) / alpha, "x_0": out, "v": alpha * x_t - sigma * out}[self.parameterization]
+
+    # -- sampling ----------------------------------------------------------------------------------
+
+    @property
+    def samplers(self) -> Mapping[str, tuple[Callable[..., Tensor], Spacing]]:
+        return {
+            "ancestral": (partial(ancestral, variance=self.variance), DiscreteSchedule.timesteps),
+            "ddim": (ddim, DiscreteSchedule.timesteps),
+            "dpm_solver": (dpm_solver, logsnr_timesteps),
+        }
+
+    def denoising_trajectory(self, n: int, every: int, c: Tensor | None = None) -> Tensor:
+        """x_t of ``n`` samples of Algorithm 2 at T, T - every, ... and 0, ``(frames, n, C, H, W)``."""
+        frames: list[Tensor] = []
+
+        def callback(t: float, x_t: Tensor, x_0: Tensor) -> None:
+            if (self.steps - t) % every == 0:
+                frames.append(self.to_images(x_t))
+
+        x_T = self.noise(n, *self.data_shape)
+        last = self.generate(x_T, c, self.steps, "ancestral", callback=callback)
+        return torch.stack([*frames, last])
+
+    # -- -log p(x_0) <= L_T + sum_t L_t-1 + L_0 ----------------------------------------------------
+
+    @abstractmethod
+    def bound(self, x: Tensor, c: Tensor | None = None, terms: int | None = None) -> Bound:
+        """The terms of the bound on -log p(x), nats ``(B,)``; ``terms`` of them drawn (default: ``elbo_terms``)."""
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Lower bound on log p(x) of images in [0, 1], an unbiased estimate of it, nats ``(B,)``. No gradient."""
+        self.require_labels(len(x), c, guidance=0)
+        return self.bound(x, c).log_prob
+
+    def evaluate(self, x: Tensor, c: Tensor, stage: str) -> dict[str, Tensor]:
+        """The loss in validation; in test the bound and its terms, and the variance of what was drawn of it."""
+        if stage == "val":
+            return super().evaluate(x, c, stage)
+        bound = self.bound(x, c)
+        return {
+            "elbo": bound.log_prob,
+            "nll": -bound.log_prob,
+            "prior_kl": bound.prior,
+            "diffusion": bound.diffusion,
+            "decoder": bound.decoder,
+            "drawn_terms_variance": bound.stderr.square(),
+        }
+
+    def summarize(self, stage: str, stats: dict[str, Stats]) -> dict[str, Tensor]:
+        if stage == "val":
+            return {}
+        variance = stats.pop("drawn_terms_variance")  # one of every image's bound
+        return {"drawn_terms_error": (variance.mean / variance.images).sqrt()}
+
+    def describe_evaluation(self) -> str:
+        return (
+            f"one draw of every x_t, {self.variance} variance, {self.decoder_variance} in p(x_0|x_1); "
+            "nll = prior_kl + diffusion + decoder; drawn_terms_error: what drawing terms adds to the error; "
+            f"samples: {self.sampler}, {self.sampling_steps} steps"
+        )
+
+
+class DDPM(ClassConditional, GaussianDiffusion):
     """Diffusion of pixels, undone by a U-Net.
 
     Args:
         image_shape: (C, H, W) of the images.
-        channels, blocks, attention_at, head_channels, dropout, groups, patch: The network's, see `UNet`.
-        steps: T.
-        schedule: How beta_t grows.
-        parameterization: What the network predicts.
-        variance: Of p(x_s|x_t), s > 0: ``small``, that of q(x_s|x_t, x_0), or ``large``, beta_t. That of p(x_0|x_1) is
-            the same in both, see `decoder_scale`.
-        classes: Number of labels to condition on; 0: none.
-        label_dropout: Fraction of labels that training hides, so that guidance has a model without them.
-        lr: Learning rate of Adam.
-        lr_warmup_steps: Steps in which it rises from 0.
-        lr_decay_start: Fraction of the run after which it falls linearly to 0; 1 keeps it constant.
-        sampler: What `sample` goes by.
-        sampling_steps: Times that it asks the network.
-        elbo_terms: Terms of the bound that `log_prob` draws for every image out of T - 1; 0: it takes them all.
-        init_from: Weights to start from, see `start_from`; also those of diffusers' ``UNet2DModel``.
+        channels: Channels of the U-Net's levels, from fine to coarse.
+        blocks: Residual blocks of every level.
+        attention_at: Levels that have self-attention.
+        head_channels: Channels of an attention head; None: one head.
+        dropout: Fraction of a block's activations that training drops.
+        groups: Groups of group norm.
+        patch: Side of the squares of pixels that are folded into channels first.
+        diffusion: Arguments of `GaussianDiffusion`.
     """
 
     decoder_variance = "beta~_2"
@@ -60,68 +198,12 @@ class DDPM(DiffusionModel):
         dropout: float = 0.0,
         groups: int = 8,
         patch: int = 2,
-        steps: int = 1000,
-        schedule: Literal["linear", "cosine"] = "linear",
-        parameterization: Literal["eps", "x_0", "v"] = "eps",
-        variance: Literal["small", "large"] = "small",
-        classes: int = 0,
-        label_dropout: float = 0.1,
-        lr: float = 2e-4,
-        lr_warmup_steps: int = 0,
-        lr_decay_start: float = 1.0,
-        sampler: Sampler = "dpm_solver",
-        sampling_steps: int = 20,
-        elbo_terms: int = 20,
-        init_from: str | None = None,
+        **diffusion: Any,
     ) -> None:
-        super().__init__()
-        if classes < 0 or not (0 <= label_dropout <= 1 and (label_dropout or not classes)):
-            raise UserError(
-                "classes must be >= 0, label_dropout in [0, 1], and > 0 with classes (else samples without a "
-                f"label come from what was never trained); got {classes}, {label_dropout}"
-            )
-        self.save_hyperparameters(ignore=["init_from"])  # what was loaded once is in every later checkpoint
+        super().__init__(**diffusion)
         self.image_shape = self.data_shape = image_shape
-        self.classes, self.label_dropout = classes, label_dropout
-        labels = classes + 1 if classes else 0  # the last stands for none
+        labels = self.classes + 1 if self.classes else 0  # the last stands for none
         self.denoiser = UNet(image_shape, channels, blocks, attention_at, head_channels, dropout, groups, patch, labels)
-        self.diffuse_by(
-            steps,
-            schedule,
-            parameterization,
-            variance,
-            sampler,
-            sampling_steps,
-            elbo_terms,
-            lr,
-            lr_warmup_steps,
-            lr_decay_start,
-        )
-        self.start_from(init_from)
-
-    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Diffusers' U-Nets have the weights of ours and the same names."""
-        return {f"denoiser.{name}": v for name, v in renamed(state).items()} if "conv_in.weight" in state else state
-
-    def require_fitting(self, data: Any) -> None:
-        super().require_fitting(data)
-        # a folder knows its classes when it was looked through
-        known = len(data.classes) if hasattr(data, "classes") else getattr(data, "num_classes", 0)
-        if self.classes and known > self.classes:
-            raise UserError(
-                f"DDPM is built for {self.classes} classes, but {type(data).__name__} has {known}: set "
-                f"--model.classes {known}"
-            )
-
-    def take_condition(self, c: Any, x: Tensor, first: bool) -> Tensor:
-        """Labels ``(B,)`` int64; of a model without classes see `TakesBatches`."""
-        if not self.classes:
-            return super().take_condition(c, x, first)
-        # later ones are looked at where that does not wait for the device
-        self.require_classes(c, len(x), look=first or x.device.type == "cpu")
-        return c.long()
-
-    # -- pixels in [-1, 1] -------------------------------------------------------------------------
 
     def to_data(self, x: Tensor) -> Tensor:
         self.require_images(x)
@@ -130,51 +212,28 @@ class DDPM(DiffusionModel):
     def to_images(self, x_0: Tensor) -> Tensor:
         return from_symmetric(x_0).clamp(0, 1)
 
-    def require_labels(self, n: int, c: Tensor | None, guidance: float) -> None:
-        if guidance < 0 or (guidance and (c is None or not self.classes)):
-            raise UserError("guidance leads towards a class: it is not negative, and needs labels and a model of them")
-        if self.classes and c is not None:
-            self.require_classes(c, n, look=True)
-
-    def require_classes(self, c: Any, n: int, look: bool) -> None:
-        """Raise a TypeError or ValueError unless ``c`` holds ``n`` labels; ``look`` at their values, too."""
-        expected = f"{self._place()}: c must hold a label from 0 to {self.classes - 1} for each of {n} images"
-        if not isinstance(c, Tensor):
-            raise UserTypeError(f"{expected}, got {describe(c)}: give (x, c), or build the model with classes=0")
-        if c.shape != (n,):
-            remedy = "c.squeeze(1)" if c.shape == (n, 1) else "c.argmax(1)" if c.ndim == 2 else "one each"
-            raise UserError(f"{expected}, got {describe(c)}: give {remedy}")
-        if c.is_floating_point() or c.is_complex():
-            raise UserTypeError(f"{expected}, got {describe(c)}: give c.long()")
-        if look and n and not ((c >= 0) & (c < self.classes)).all():
-            low, high = int(c.min()), int(c.max())
-            remedy = "count from 0" if low == 1 and high == self.classes else f"set classes to {high + 1} or more"
-            raise UserError(f"{expected}, got {low} to {high}: {remedy if low >= 0 else 'remove those below 0'}")
-
-    # -- p(x_s|x_t) --------------------------------------------------------------------------------
-
     def predict(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-        if self.classes and c is None:
-            c = torch.full_like(t, self.classes)
-        return self.denoiser(x_t, t - 1, c).to(x_t)  # networks count from 0
+        return self.denoiser(x_t, t - 1, self.labels_or_none(t, c)).to(x_t)  # networks count from 0
 
-    def denoise(self, x_t: Tensor, t: Tensor, c: Tensor | None = None, guidance: float = 0.0) -> Tensor:
-        """Estimate of E[x_0|x_t], cut to [-1, 1]; see `DiffusionModel.denoise`."""
-        return super().denoise(x_t, t, c, guidance).clamp(-1, 1)
-
-    def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        """The denoiser: x_t, t - 1 ``(B,)`` int64, and labels if it knows them, to what ``parameterization`` says."""
-        t = torch.zeros(2, dtype=torch.long)
-        return {"denoiser": (self.denoiser, (torch.zeros(2, *self.image_shape), t, *([t] * (self.classes > 0))))}
-
-    # -- -log p(x_0) <= L_T + sum_t L_t-1 + L_0 ----------------------------------------------------
+    def estimate(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        """E[x_0|x_t], clipped to [-1, 1]."""
+        return super().estimate(x_t, out, t).clamp(-1, 1)
 
     def bound(self, x: Tensor, c: Tensor | None = None, terms: int | None = None) -> Bound:
-        self.require_images(x)
-        sigma = decoder_scale(self.schedule).to(x) / 2  # in units of [0, 1]
+        x_0, c = self.to_data(x), c if self.classes else None
+        sigma = torch.as_tensor(decoder_scale(self.schedule) / 2).to(x)  # in units of [0, 1]
 
-        def log_mass(x_0: Tensor) -> Tensor:  # Eq. 13
-            return DiscretizedGaussian.at(from_symmetric(x_0), sigma).log_prob(x)
+        def log_mass(estimate: Tensor) -> Tensor:  # log p(x_0|x_1), Eq. 13
+            return DiscretizedGaussian.at(from_symmetric(estimate), sigma).log_prob(x)
 
         drawn = self.elbo_terms if terms is None else terms
-        return variational_bound(self.denoise, self.schedule, self.to_data(x), log_mass, self.variance, drawn, c=c)
+        return variational_bound(self.denoise, self.schedule, x_0, log_mass, self.variance, drawn, c=c)
+
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Diffusers' U-Nets have the weights of ours and the same names."""
+        return {f"denoiser.{name}": v for name, v in renamed(state).items()} if "conv_in.weight" in state else state
+
+    def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+        """The denoiser: x_t, t - 1 ``(B,)`` int64, and labels if any, to what ``parameterization`` says."""
+        t = torch.zeros(2, dtype=torch.long)
+        return {"denoiser": (self.denoiser, (torch.zeros(2, *self.image_shape), t, *([t] * (self.classes > 0))))}

@@ -5,8 +5,7 @@ TC          = KL(q(z) || prod_j q(z_j)) ~= E_q(z)[log D(z) / (1 - D(z))]        
 D           tells z ~ q(z) from draws whose dimensions were permuted over other images   Algorithms 1 and 2
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,7 @@ from torch.nn import functional as F
 
 from lit_generative.errors import UserError
 from lit_generative.families.adversarial import Adversarial, Batch
-from lit_generative.metrics.aggregation import Moments
-from lit_generative.models.vae import VAE, Network
+from lit_generative.models.vae import VAE
 from lit_generative.nn.mlp import mlp
 from lit_generative.utils.precision import at_least_float32, for_weights
 
@@ -28,11 +26,11 @@ def permute_dims(z: Tensor) -> Tensor:
 
 
 def accuracy(of_joint: Tensor, of_product: Tensor) -> Tensor:
-    """The share of the two draws that a log ratio is right about, ``(B,)``."""
+    """The fraction of the two draws that a log ratio classifies correctly, ``(B,)``."""
     return ((of_joint > 0).float() + (of_product < 0).float()) / 2
 
 
-class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_step returns nothing
+class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # an adversarial training_step returns nothing
     """A VAE whose aggregate posterior is kept from having dependent dimensions, by a discriminator of latents.
 
     The batch that is permuted is the batch itself, as in disentanglement_lib (Locatello et al., 2019), where the paper
@@ -47,10 +45,9 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
     Args:
         gamma: Weight of the total correlation.
         units: Width of the discriminator's hidden layers.
-        layers: How many it has.
-        lr_discriminator: Its learning rate (Adam, betas 0.5 and 0.9); ``lr`` is the VAE's.
-        accumulate_grad_batches: Batches whose gradients make one step.
-        clip: Norm to which gradients are clipped; 0: not at all. The other arguments are those of :class:`VAE`.
+        layers: Number of these layers.
+        lr_discriminator: The discriminator's learning rate (Adam, betas 0.5 and 0.9); ``lr`` is the VAE's.
+        rest: Arguments of `VAE` and `Adversarial`.
     """
 
     monitor = "val/loss"  # that of the bound
@@ -58,50 +55,22 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int] = (1, 28, 28),
-        latent: int = 10,
-        network: Network = "mlp",
-        hidden: Sequence[int] = (300, 300),
-        activation: Literal["ReLU", "Tanh", "SiLU"] = "ReLU",
-        likelihood: Literal["bernoulli", "logistic", "gaussian"] = "logistic",
-        lr: float = 1e-3,
-        lr_decay_start: float = 1.0,
-        kl_warmup: int = 0,
-        free_bits: float = 0.0,
-        test_k: Sequence[int] = (5, 50, 150),
+        *,
         gamma: float = 10.0,
         units: int = 1000,
         layers: int = 6,
         lr_discriminator: float = 1e-4,
-        accumulate_grad_batches: int = 1,
-        clip: float = 0.0,
-        init_from: str | None = None,
+        **rest: Any,
     ) -> None:
         if gamma < 0 or min(units, layers) < 1:
-            raise UserError(f"gamma starts at 0, units and layers at 1; got {gamma}, {units}, {layers}")
-        super().__init__(
-            accumulate_grad_batches=accumulate_grad_batches,
-            clip=clip,
-            image_shape=image_shape,
-            latent=latent,
-            network=network,
-            hidden=hidden,
-            activation=activation,
-            likelihood=likelihood,
-            lr=lr,
-            lr_decay_start=lr_decay_start,
-            kl_warmup=kl_warmup,
-            free_bits=free_bits,
-            test_k=test_k,
-        )
+            raise UserError(f"gamma must be >= 0, units and layers >= 1; got {gamma}, {units}, {layers}")
+        super().__init__(**rest)
         self.gamma, self.lr_discriminator = gamma, lr_discriminator
-        self.discriminator = mlp([latent, *[units] * layers, 1], lambda: nn.LeakyReLU(0.2))
-        self.judged = Moments(2)  # tc and accuracy of every image seen in validation or test
-        self.start_from(init_from)
+        self.discriminator = mlp([self.latent, *[units] * layers, 1], lambda: nn.LeakyReLU(0.2))
 
     @property
     def generator(self) -> nn.Module:  # type: ignore[override]
-        """What plays against the discriminator: encoder and decoder."""
+        """What is trained against the discriminator: encoder and decoder."""
         return nn.ModuleList([self.encoder, self.decoder])
 
     # -- objective ---------------------------------------------------------------------------------
@@ -136,28 +105,16 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # a game's training_st
 
     # -- Lightning ---------------------------------------------------------------------------------
 
-    validation_step, test_step = VAE.validation_step, VAE.test_step  # this game has a bound to validate by
-
-    def evaluate(self, x: Tensor) -> None:
-        super().evaluate(x)
+    def evaluate(self, x: Tensor, c: Tensor, stage: str) -> dict[str, Tensor]:
+        """What is measured of a VAE, and the discriminator's estimate and accuracy, from another draw of z."""
+        values = super().evaluate(x, c, stage)
         of_joint, of_product = self.judge(self.q(x).sample())
-        self.judged.update(torch.stack([of_joint, accuracy(of_joint, of_product)], -1))
+        return values | {"tc": of_joint, "discriminator_accuracy": accuracy(of_joint, of_product)}
 
-    def on_validation_epoch_end(self) -> None:
-        super().on_validation_epoch_end()
-        self._log_judged("val")
-
-    def on_test_epoch_end(self) -> None:
-        super().on_test_epoch_end()
-        self._log_judged("test")
-
-    def _log_judged(self, stage: str) -> None:
-        tc, right = self.judged.compute()[0].float()
-        self.judged.reset()
-        self.log_dict({f"{stage}/tc": tc, f"{stage}/discriminator_accuracy": right}, sync_dist=True)
-
-    def describe_test(self) -> str:
-        return f"{super().describe_test()}; tc: the discriminator's estimate of the total correlation, one draw of z"
+    def describe_evaluation(self) -> str:
+        return (
+            f"{super().describe_evaluation()}; tc: the discriminator's estimate of the total correlation, one draw of z"
+        )
 
     def configure_optimizers(self) -> Any:
         # fused optimisers cannot be clipped in half precision

@@ -5,43 +5,43 @@ ELBO = L_1 <= L_k <= L_{k+1} <= log p(x)                                        
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from lit_generative.errors import UserError
 from lit_generative.likelihoods import log_mean_exp
-from lit_generative.models.vae import VAE, Network
+from lit_generative.models.vae import VAE
 
 
 class IWAE(VAE):
     """A VAE trained on the k-sample bound; distributions, sampling and evaluation are the VAE's.
 
     Args:
-        k: Importance samples per image in training; the other arguments are those of :class:`VAE`.
+        k: Importance samples per image in training.
+        latent: Dimensions of z.
+        hidden: Widths of the encoder's layers; the decoder mirrors them.
+        activation: Nonlinearity between layers, a class of ``torch.nn``.
+        likelihood: As of `VAE`.
+        vae: Arguments of `VAE`, but for ``kl_warmup`` and ``free_bits``: L_k has no KL term.
     """
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int] = (1, 28, 28),
+        *,
+        k: int = 50,
         latent: int = 50,
-        network: Network = "mlp",
         hidden: Sequence[int] = (200, 200),
         activation: Literal["ReLU", "Tanh", "SiLU"] = "Tanh",
         likelihood: Literal["bernoulli", "logistic", "gaussian"] = "bernoulli",
-        lr: float = 1e-3,
-        lr_decay_start: float = 1.0,
-        test_k: Sequence[int] = (5, 50, 150),
-        k: int = 50,
-        init_from: str | None = None,
+        **vae: Any,
     ) -> None:
         if k < 1:
-            raise UserError(f"k must be positive, got {k}")
-        super().__init__(
-            image_shape, latent, network, hidden, activation, likelihood, lr, lr_decay_start, test_k=test_k
-        )
+            raise UserError(f"k must be >= 1, got {k}")
+        if vae.get("kl_warmup") or vae.get("free_bits"):
+            raise UserError("the bound of IWAE has no KL term to weigh: leave kl_warmup and free_bits at 0")
+        super().__init__(latent=latent, hidden=hidden, activation=activation, likelihood=likelihood, **vae)
         self.k = k
-        self.start_from(init_from)
 
     def objective(self, x: Tensor) -> dict[str, Tensor]:
         """The bound L_k itself, so that the loss logged is its negative, and the ELBO, its mean log-weight.

@@ -18,22 +18,24 @@ from torch.distributions import Normal
 
 from lit_generative.diffusion.elbo import Bound, variational_bound
 from lit_generative.errors import UserError, UserTypeError
-from lit_generative.families.diffusion_model import DiffusionModel, Sampler
 from lit_generative.families.two_stage import load_frozen_autoencoder
+from lit_generative.models.ddpm import GaussianDiffusion
 from lit_generative.nn.time_mlp import TimeMLP
 
 
-class LatentDiffusion(DiffusionModel):
-    """Diffusion of the latents of a VAE that is there already.
+class LatentDiffusion(GaussianDiffusion):
+    """Diffusion of the latents of a trained VAE.
 
     Args:
         autoencoder: Checkpoint of a VAE. What is saved afterwards holds it, and alone is enough.
         image_shape: (C, H, W) of the images.
         width: Units of the network's layers, an even number.
         depth: Its residual blocks.
-        steps, schedule, parameterization, variance, lr, lr_warmup_steps: As of `DDPM`.
-        lr_decay_start, sampler, sampling_steps, elbo_terms: As of `DDPM`.
-        init_from: Weights to start from, see `start_from`.
+        variance: Of p(z_s|z_t), see `GaussianDiffusion`.
+        elbo_terms: Terms of the bound that `log_prob` draws for every image out of T - 1; 0: it takes them all.
+        lr: Learning rate of Adam.
+        lr_decay_start: Fraction of the run after which it falls linearly to 0; 1 keeps it constant.
+        diffusion: Arguments of `GaussianDiffusion`.
 
     Raises:
         TypeError: The autoencoder has no posterior and likelihood.
@@ -48,50 +50,31 @@ class LatentDiffusion(DiffusionModel):
         image_shape: tuple[int, int, int] = (1, 28, 28),
         width: int = 256,
         depth: int = 4,
-        steps: int = 1000,
-        schedule: Literal["linear", "cosine"] = "linear",
-        parameterization: Literal["eps", "x_0", "v"] = "eps",
         variance: Literal["small", "large"] = "large",
-        lr: float = 1e-3,
-        lr_warmup_steps: int = 0,
-        lr_decay_start: float = 0.5,
-        sampler: Sampler = "dpm_solver",
-        sampling_steps: int = 20,
         elbo_terms: int = 100,
-        init_from: str | None = None,
+        lr: float = 1e-3,
+        lr_decay_start: float = 0.5,
+        **diffusion: Any,
     ) -> None:
-        super().__init__()
         if width < 4 or width % 2 or depth < 1:
-            raise UserError(f"width must be even and at least 4, depth at least 1; got {width} and {depth}")
-        if schedule == "cosine" and parameterization == "eps":
-            raise UserError(
-                "the cosine schedule leaves nothing of z at T, from which eps cannot tell z: choose target v or x_0"
-            )
-        self.autoencoder: Any
-        self.autoencoder, autoencoder = load_frozen_autoencoder(autoencoder, image_shape)
-        if not (hasattr(self.autoencoder, "q") and hasattr(self.autoencoder, "p")):
+            raise UserError(f"width must be even and >= 4, depth >= 1; got {width} and {depth}")
+        # from here on the argument is the autoencoder's description and no longer its file
+        vae, autoencoder = load_frozen_autoencoder(autoencoder, image_shape)
+        if not (hasattr(vae, "q") and hasattr(vae, "p")):
             raise UserTypeError(
                 "the autoencoder of a LatentDiffusion must have a posterior `q` and a likelihood `p`, as a VAE has: "
-                f"{type(self.autoencoder).__name__} has not"
+                f"{type(vae).__name__} has not"
             )
-        self.save_hyperparameters(ignore=["init_from"])  # of the autoencoder its description, no longer its file
-        self.image_shape, self.num_levels = image_shape, self.autoencoder.num_levels
-        self.data_shape = (self.autoencoder.latent,)
-        self.denoiser = TimeMLP(*self.data_shape, width, depth)
-        self.diffuse_by(
-            steps,
-            schedule,
-            parameterization,
-            variance,
-            sampler,
-            sampling_steps,
-            elbo_terms,
-            lr,
-            lr_warmup_steps,
-            lr_decay_start,
-        )
+        super().__init__(variance=variance, elbo_terms=elbo_terms, lr=lr, lr_decay_start=lr_decay_start, **diffusion)
+        if self.hparams["schedule"] == "cosine" and self.parameterization == "eps":
+            raise UserError(
+                "the cosine schedule leaves nothing of z at T, from which eps cannot tell z: choose parameterization v "
+                "or x_0"
+            )
+        self.autoencoder: Any = vae
+        self.image_shape, self.num_levels, self.data_shape = image_shape, vae.num_levels, (vae.latent,)
+        self.denoiser = TimeMLP(vae.latent, width, depth)
         self.likelihood_kind = self.log_prob_kind = f"{self.log_prob_kind}, one draw of z"
-        self.start_from(init_from)
 
     # -- latents -----------------------------------------------------------------------------------
 
@@ -117,7 +100,7 @@ class LatentDiffusion(DiffusionModel):
         self.require_images(x)
         q = self.autoencoder.q(x)
         z = q.sample()
-        sigma = (1 - self.schedule.alpha_bar[1]).sqrt().to(z)
+        sigma = torch.as_tensor(self.schedule(1)[1]).to(z)
 
         def log_density(estimate: Tensor) -> Tensor:  # of z_0 given z_1
             return Normal(estimate, sigma, validate_args=False).log_prob(z).sum(1)

@@ -22,7 +22,6 @@ from lit_generative.flows.bijections import Chain, Inverse
 from lit_generative.flows.coupling import dense
 from lit_generative.generative_model import GenerativeModel
 from lit_generative.likelihoods import nan_to_neg_inf, standard_normal
-from lit_generative.metrics.aggregation import Moments
 from lit_generative.nn.mlp import MLPAutoencoder
 from lit_generative.training.progress import progress
 from lit_generative.utils.interpolation import not_negative, spherical_interpolation
@@ -45,7 +44,6 @@ class LatentFlow(GenerativeModel):
         depth: Hidden layers of the conditioners.
         lr: Learning rate of Adam.
         lr_decay_start: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
-        init_from: Weights to start from, see `start_from`.
     """
 
     needs_float32 = "a density of rounded latents is none"
@@ -65,7 +63,6 @@ class LatentFlow(GenerativeModel):
         depth: int = 2,
         lr: float = 1e-3,
         lr_decay_start: float = 0.8,
-        init_from: str | None = None,
     ) -> None:
         super().__init__()
         if min(latent, couplings, width, depth, *hidden) < 1 or not (
@@ -83,8 +80,8 @@ class LatentFlow(GenerativeModel):
         else:
             self.autoencoder, autoencoder = load_frozen_autoencoder(autoencoder, image_shape)
             self.num_levels = self.autoencoder.num_levels
-        self.save_hyperparameters(ignore=["init_from"])  # of a borrowed autoencoder its description, no longer its file
-        self.image_shape, self.dims = image_shape, math.prod(image_shape)
+        self.save_hyperparameters()  # of a borrowed autoencoder its description, no longer its file
+        self.image_shape = image_shape
         with torch.no_grad():
             shape = self.autoencoder.encode(torch.zeros(1, *image_shape)).shape
         if len(shape) != 2:
@@ -97,10 +94,6 @@ class LatentFlow(GenerativeModel):
         )
         self.flow = Chain(*dense(self.latent, couplings, width, depth, "act", alternate=True))
         self.flow_started = False  # whether the autoencoder is done
-        self._tested = 0
-        # log p(h), squared error, and whether one is no number, of every image in validation or test
-        self.terms = Moments(3)
-        self.start_from(init_from)
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         """The flow of latents ``(B, latent)`` to z and back, with log-determinants; and the autoencoder's.
@@ -120,8 +113,8 @@ class LatentFlow(GenerativeModel):
         z, log_det = self.flow(h)
         return standard_normal(z) + log_det
 
-    def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(e(x)), -inf where it is no number, and |x - d(e(x))|^2 of images, ``(B,)`` each."""
+    def density_and_error(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(e(x)), -inf where it is NaN, and |x - d(e(x))|^2 of images, ``(B,)`` each."""
         self.require_images(x)
         with torch.autocast(x.device.type, enabled=False):  # the density is one of unrounded numbers
             h = self.autoencoder.encode(x)
@@ -133,7 +126,7 @@ class LatentFlow(GenerativeModel):
 
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
         """-log p(h) in nats, |x - d(h)|^2, and their sum: -log p(h) N(x; d(h), I/2) up to a constant; ``(B,)``."""
-        log_density, error = self.look(x)
+        log_density, error = self.density_and_error(x)
         return {"latent_density": -log_density, "reconstruction": error, "sum": error - log_density}
 
     # -- latent space and sampling -----------------------------------------------------------------
@@ -184,7 +177,8 @@ class LatentFlow(GenerativeModel):
         steps = self.trainer.estimated_stepping_batches
         if self.autoencoder_fraction > (steps - 1) / steps and not self.flow_started:
             raise UserError(
-                f"a run of {steps} steps has none for one of the two stages: make it longer, or change share"
+                f"a run of {steps} steps leaves none for one of the two stages: make it longer, or change "
+                "autoencoder_fraction"
             )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -200,43 +194,22 @@ class LatentFlow(GenerativeModel):
         self.log_terms({"loss": loss, "latent_nll": loss}, len(x))
         return loss
 
-    def evaluate(self, x: Tensor) -> None:
-        log_density, error = self.look(x)
-        self.terms.update(torch.stack([log_density, error, (~(log_density - error).isfinite()).to(error)], -1))
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.evaluate(batch[0])
-
-    def on_validation_epoch_end(self) -> None:
-        log_density, error, not_finite = self.terms.compute()[0].float()
-        self.terms.reset()
-        # nothing can be chosen by the density before there is one
+    def evaluate(self, x: Tensor, c: Tensor, stage: str) -> dict[str, Tensor]:
+        """log p(h), in validation its negative as the loss, the squared error, and whether either is not finite."""
+        log_density, error = self.density_and_error(x)
+        values = {"reconstruction": error, "not_finite": (~(log_density - error).isfinite()).to(error)}
+        if stage == "test":
+            return {"latent_log_density": log_density, **values}
+        # no checkpoint can be chosen by the density before there is one
         waiting = self.trainer.state.fn == TrainerFn.FITTING and self.autoencoder_fraction > 0 and not self.flow_started
         nll = torch.full_like(error, math.inf) if waiting else -log_density
-        metrics = {"loss": nll, "latent_nll": nll, "reconstruction": error, "not_finite": not_finite}
-        self.log_dict({f"val/{name}": value for name, value in metrics.items()}, sync_dist=True)
+        return {"loss": nll, "latent_nll": nll, **values}
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.evaluate(batch[0])
-
-    def on_test_epoch_end(self) -> None:
-        mean, _, error, count = self.terms.compute().float()
-        self.terms.reset()
-        self._tested = int(count[0])
-        metrics = {"latent_log_density": mean[0], "latent_log_density_stderr": error[0]}
-        metrics |= {"reconstruction": mean[1], "reconstruction_stderr": error[1], "not_finite": mean[2]}
-        self.log_dict({f"test/{name}": value for name, value in metrics.items()}, sync_dist=True)
-
-    def describe_test(self) -> str:
+    def describe_evaluation(self) -> str:
         return (
-            f"{self._tested:,} images, ± standard error; latent_log_density: log p of {self.latent} numbers, nats, no "
-            f"likelihood of images; reconstruction: squared error summed over {self.dims} pixels in [0, 1]"
+            f"latent_log_density: log p of {self.latent} numbers, nats, which is not a likelihood of images; "
+            f"reconstruction: squared error summed over {self.dims} pixels in [0, 1]"
         )
-
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """``z`` and ``latent_log_density`` of every image, with its label ``c``."""
-        x, c = batch
-        return {"z": self.encode(x), "latent_log_density": self.look(x)[0], "c": c}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["flow_started"] = self.flow_started

@@ -44,9 +44,7 @@ class Pix2Pix(Adversarial):
         lr: Learning rate of both Adams.
         beta1: Their first-moment decay.
         lr_decay_start: Fraction of the run after which the rates fall linearly to 0; 1 keeps them constant.
-        accumulate_grad_batches: Batches whose gradients make one step.
-        clip: Norm to which gradients are clipped; 0: not at all.
-        init_from: Weights to start from, see `start_from`; also the authors' ``latest_net_G.pth``, and ``..._D.pth``.
+        adversarial: Arguments of `Adversarial`.
     """
 
     def __init__(
@@ -66,11 +64,9 @@ class Pix2Pix(Adversarial):
         lr: float = 2e-4,
         beta1: float = 0.5,
         lr_decay_start: float = 0.5,
-        accumulate_grad_batches: int = 1,
-        clip: float = 0.0,
-        init_from: str | None = None,
+        **adversarial: Any,
     ) -> None:
-        super().__init__(accumulate_grad_batches=accumulate_grad_batches, clip=clip)
+        super().__init__(**adversarial)
         channels, h, w = image_shape
         if num_downs < 2 or min(width, source_channels) < 1:
             raise UserError(
@@ -82,7 +78,7 @@ class Pix2Pix(Adversarial):
                 f"images of {h}x{w} pixels can be halved {most} times, not num_downs={num_downs}: set fewer"
             )
         if patch != 1 and patch not in PATCHES:
-            raise UserError(f"patches are of 1, {', '.join(map(str, PATCHES))} pixels, not {patch}")
+            raise UserError(f"patch must be one of 1, {', '.join(map(str, PATCHES))} pixels, got {patch}")
         fitting = [1, *(p for p, halvings in PATCHES.items() if min(h, w) >= 3 * 2**halvings)]
         if patch not in fitting:  # nothing would be left behind the last convolution
             raise UserError(f"patches of {patch} pixels do not fit images of {h}x{w}: choose from {fitting}")
@@ -91,7 +87,7 @@ class Pix2Pix(Adversarial):
                 "dropout must be in [0, 1), lr_decay_start in [0, 1], lambda_l1 and lambda_gan >= 0; got "
                 f"{dropout}, {lr_decay_start}, {lambda_l1}, {lambda_gan}"
             )
-        self.save_hyperparameters(ignore=["init_from"])
+        self.save_hyperparameters()
         self.image_shape, self.source_channels, self.num_downs = image_shape, source_channels, num_downs
         self.lambda_l1, self.lambda_gan, self.conditional = lambda_l1, lambda_gan, conditional
         self.lr, self.beta1, self.lr_decay_start = lr, beta1, lr_decay_start
@@ -101,7 +97,6 @@ class Pix2Pix(Adversarial):
         )
         seen = channels + (source_channels if conditional else 0)
         self.discriminator = PatchDiscriminator(seen, width, patch, norm)
-        self.start_from(init_from)
 
     def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' generator and discriminator under our names."""
@@ -113,7 +108,7 @@ class Pix2Pix(Adversarial):
             return {f"discriminator.{name}": v for name, v in state.items()}
         return state
 
-    # -- the game ----------------------------------------------------------------------------------
+    # -- objective ---------------------------------------------------------------------------------
 
     def generate(self, batch: Batch) -> Tensor:
         return self.generator(to_symmetric(batch[1]))

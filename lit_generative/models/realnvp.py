@@ -26,10 +26,9 @@ from lit_generative.flows.dequantization import (
 )
 from lit_generative.generative_model import GenerativeModel
 from lit_generative.likelihoods import bits_per_dim, log_mean_exp, nan_to_neg_inf, standard_normal
-from lit_generative.metrics.aggregation import Moments
+from lit_generative.metrics.aggregation import Stats
 from lit_generative.nn.resnet import WeightNormResNet
 from lit_generative.utils.interpolation import not_negative, spherical_interpolation
-from lit_generative.utils.rng import batch_rng
 
 Shape = tuple[int, int, int]
 
@@ -68,9 +67,9 @@ class RealNVP(GenerativeModel):
 
     Args:
         image_shape: (C, H, W) of the images.
-        stack: ``multiscale`` of convolutional couplings, or ``dense`` couplings of all pixels in a row.
+        stack: ``multiscale``: the paper's convolutional couplings; ``fully_connected``: couplings of pixel vectors.
         scales: Resolutions of the multi-scale stack.
-        couplings: Couplings of the dense stack; those of the other follow from its scales.
+        couplings: Couplings of the fully connected stack; those of the other follow from its scales.
         width: Channels (at the first resolution) or units of the conditioners.
         depth: Residual blocks or hidden layers of the conditioners.
         norm: Normalisation before every coupling: the paper's running ``batch`` statistics, ``act`` norm, ``none``.
@@ -80,8 +79,7 @@ class RealNVP(GenerativeModel):
         lr: Learning rate of Adam.
         lr_decay_start: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
         weight_decay: L2 penalty on the scales of weight normalisation (Section 4.1).
-        test_k: Draws of the dequantisation behind ``test``'s bound.
-        init_from: Weights to start from, see `start_from`.
+        test_k: Draws of the dequantisation for the bound that ``test`` reports.
     """
 
     needs_float32 = "the noise of a level needs 16 bits below it"
@@ -89,7 +87,7 @@ class RealNVP(GenerativeModel):
     def __init__(
         self,
         image_shape: Shape = (1, 28, 28),
-        stack: Literal["multiscale", "dense"] = "multiscale",
+        stack: Literal["multiscale", "fully_connected"] = "multiscale",
         scales: int = 2,
         couplings: int = 8,
         width: int = 16,
@@ -102,28 +100,27 @@ class RealNVP(GenerativeModel):
         lr_decay_start: float = 1.0,
         weight_decay: float = 5e-5,
         test_k: int = 8,
-        init_from: str | None = None,
     ) -> None:
         super().__init__()
         if min(scales, couplings, width, depth, test_k) < 1:
             raise UserError(
-                "scales, couplings, width, depth and test_k start at 1; "
+                "scales, couplings, width, depth and test_k must be >= 1; "
                 f"got {scales}, {couplings}, {width}, {depth}, {test_k}"
             )
         if not (0 < alpha < 0.5 and 0 <= lr_decay_start <= 1 and weight_decay >= 0):
             raise UserError(
-                "alpha lies between 0 and 0.5, lr_decay_start in [0, 1], weight_decay is not negative; "
+                "alpha must be in (0, 0.5), lr_decay_start in [0, 1], weight_decay >= 0; "
                 f"got {alpha}, {lr_decay_start}, {weight_decay}"
             )
         c, h, w = image_shape
         halvings = scales - 1 if stack == "multiscale" else 0
         if h % 2**halvings or w % 2**halvings:
             raise UserError(f"images of {h}x{w} pixels cannot be halved {halvings} times: set fewer scales")
-        self.save_hyperparameters(ignore=["init_from"])
-        self.image_shape, self.dims = image_shape, math.prod(image_shape)
+        self.save_hyperparameters()
+        self.image_shape = image_shape
         self.lr, self.lr_decay_start, self.weight_decay, self.test_k = lr, lr_decay_start, weight_decay, test_k
         self.likelihood_kind = self.log_prob_kind = f"bound, {test_k} draws of {dequantization} dequantisation"
-        if stack == "dense":
+        if stack == "fully_connected":
             layers = [Flatten(image_shape), *dense(self.dims, couplings, width, depth, norm, alternate)]
         else:
             layers = multiscale(image_shape, scales, width, depth, norm, alternate)
@@ -135,11 +132,7 @@ class RealNVP(GenerativeModel):
             self.dequantization = VariationalDequantization(
                 *(Coupling(mask, net, c) for mask, net in zip(masks, nets, strict=True))
             )
-        self._tested = 0  # images that the last test saw
-        # the bound from one draw, that from all, and whether it is no number, of every image in validation or test
-        self.terms = Moments(3)
-        self.inverse_error = MaxMetric()
-        self.start_from(init_from)
+        self.inverse_error = MaxMetric()  # over the pixels of a test
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         """Images in [0, 1] to z ``(B, D)``, and back; with the log-determinants ``(B,)``, nats."""
@@ -163,12 +156,12 @@ class RealNVP(GenerativeModel):
     def log_prob(self, x: Tensor, c: Tensor | None = None, k: int | None = None) -> Tensor:
         """Lower bound on log P(x) from ``k`` draws of the dequantisation (default: ``test_k``), nats ``(B,)``.
 
-        A bound in expectation, tighter as ``k`` grows. What is no number, or +inf, counts as -inf.
+        A bound in expectation, tighter as ``k`` grows. NaN and +inf count as -inf.
         """
         return log_mean_exp(self.draws(x, k or self.test_k), 0)
 
     def draws(self, x: Tensor, k: int) -> Tensor:
-        """``k`` times `log_weights`, ``(k, B)``, -inf for what is no number or +inf."""
+        """``k`` times `log_weights`, ``(k, B)``, -inf in place of NaN and +inf."""
         return nan_to_neg_inf(torch.stack([self.log_weights(x) for _ in range(k)]))
 
     # -- latent space and sampling -----------------------------------------------------------------
@@ -199,56 +192,31 @@ class RealNVP(GenerativeModel):
         self.log_terms({"loss": nll, "bpd": bits_per_dim(-nll, self.dims)}, len(batch[0]))
         return nll
 
-    def evaluate(self, x: Tensor, batch_idx: int, k: int) -> None:
-        with batch_rng(self, batch_idx):
-            log_w = self.draws(x, k)
+    def evaluate(self, x: Tensor, c: Tensor, stage: str) -> dict[str, Tensor]:
+        """The bound from one draw of the dequantisation, in test also from ``test_k``, and whether it is finite."""
+        log_w = self.draws(x, self.test_k if stage == "test" else 1)
         bound = log_mean_exp(log_w, 0)
-        self.terms.update(torch.stack([log_w[0], bound, (~bound.isfinite()).to(bound)], -1))
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.evaluate(batch[0], batch_idx, k=1)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log("val", self.terms.compute())
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x = batch[0]
-        self.evaluate(x, batch_idx, self.test_k)
+        values = {"nll": -bound, "not_finite": (~bound.isfinite()).to(bound)}
+        if stage == "val":
+            return {"loss": -bound, **values}
         v = dequantize(x, torch.full_like(x, 0.5))[0]
         error = (self.flow.inverse(self.flow(v)[0])[0] - v).abs()
         self.inverse_error.update(error.nan_to_num(nan=math.inf))  # the metric would leave NaN out
+        return {"elbo": log_w[0], **values}
 
-    def on_test_epoch_end(self) -> None:
-        moments = self.terms.compute()
-        self._tested = int(moments[3, 0])
-        self._log("test", moments)
-        error = {"elbo": moments[2, 0].float(), "nll": moments[2, 1].float()}
-        metrics = {f"{name}_stderr": value for name, value in error.items()}
-        metrics |= {"bpd_stderr": bits_per_dim(-error["nll"], self.dims), "inverse_error": self.inverse_error.compute()}
+    def summarize(self, stage: str, stats: dict[str, Stats]) -> dict[str, Tensor]:
+        if stage == "val":
+            return {}
+        error = self.inverse_error.compute()
         self.inverse_error.reset()
-        self.log_dict({f"test/{name}": value for name, value in metrics.items()}, sync_dist=True)
+        return {"inverse_error": error}
 
-    def _log(self, stage: str, moments: Tensor) -> None:
-        """The means of `terms`, summed over ranks already: sync_dist only spares Lightning's warning."""
-        elbo, bound, not_finite = moments[0].float()
-        self.terms.reset()
-        metrics = {"nll": -bound, "bpd": bits_per_dim(bound, self.dims), "not_finite": not_finite}
-        metrics |= {"loss": -elbo} if stage == "val" else {"elbo": elbo}
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, sync_dist=True)
-
-    def describe_test(self) -> str:
+    def describe_evaluation(self) -> str:
         return (
-            f"{self._tested:,} images; nats per image over {self.dims} pixels of 256 levels, ± standard error over "
-            f"images; elbo: one draw of the dequantisation; nll, bpd: {self.likelihood_kind}; not_finite: fraction of "
-            f"images whose likelihood is no number, counted as -inf; inverse_error: largest |f^-1(f(v)) - v| of any "
-            f"pixel (a level is 1/256); samples at temperature 1"
+            "elbo: one draw of the dequantisation; not_finite: fraction of images whose likelihood is NaN or infinite, "
+            "counted as -inf; inverse_error: largest |f^-1(f(v)) - v| of any pixel (a level is 1/256); samples at "
+            "temperature 1"
         )
-
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Latents ``z`` and the bound ``log_prob`` of every image, with its label ``c``."""
-        x, c = batch
-        with batch_rng(self, batch_idx):
-            return {"z": self.encode(x), "log_prob": self.log_prob(x), "c": c}
 
     def configure_optimizers(self) -> Any:
         scales = {name for name, _ in self.named_parameters() if name.endswith("parametrizations.weight.original0")}

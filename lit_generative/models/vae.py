@@ -8,7 +8,6 @@ r"""Auto-encoding variational Bayes (Kingma & Welling, 2014), arXiv:1312.6114.
 The importance-weighted bound on log p(x), for evaluation, is Eq. 8 of Burda et al. (2016).
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -19,21 +18,19 @@ from torch.distributions import Normal
 
 from lit_generative.errors import UserError
 from lit_generative.generative_model import GenerativeModel
-from lit_generative.likelihoods import LIKELIHOODS, Likelihood, bits_per_dim, in_bits, log_mean_exp
-from lit_generative.metrics.aggregation import Moments
-from lit_generative.nn.conv import ConvDecoder, ConvEncoder
-from lit_generative.nn.conv_dense import CONV3, CONV4, DenseConvDecoder, DenseConvEncoder
+from lit_generative.likelihoods import LIKELIHOODS, Likelihood, log_mean_exp
+from lit_generative.metrics.aggregation import Moments, Stats
+from lit_generative.nn.conv import CONV3, CONV4, ConvDecoder, ConvEncoder
 from lit_generative.nn.mlp import MLPDecoder, MLPEncoder
 from lit_generative.utils.interpolation import spherical_interpolation
 from lit_generative.utils.precision import at_least_float32, for_weights
-from lit_generative.utils.rng import batch_rng
 
 Network = Literal["mlp", "conv", "conv3", "conv4"]
 NETWORKS: dict[Network, Any] = {
     "mlp": (MLPEncoder, MLPDecoder),
     "conv": (ConvEncoder, ConvDecoder),
-    "conv3": (partial(DenseConvEncoder, layout=CONV3), partial(DenseConvDecoder, layout=CONV3)),
-    "conv4": (partial(DenseConvEncoder, layout=CONV4), partial(DenseConvDecoder, layout=CONV4)),
+    "conv3": (partial(ConvEncoder, layout=CONV3), partial(ConvDecoder, layout=CONV3)),
+    "conv4": (partial(ConvEncoder, layout=CONV4), partial(ConvDecoder, layout=CONV4)),
 }
 
 
@@ -54,7 +51,6 @@ class VAE(GenerativeModel):
         free_bits: Nats per latent dimension below which its mean KL is not penalised (Kingma et al., 2016, Eq. 15): the
             mean over a batch on all devices; of batches that are accumulated, each has its own.
         test_k: Numbers of importance samples at which ``test`` reports the bound.
-        init_from: Weights to start from, see `start_from`.
     """
 
     needs_float32 = "images and their likelihoods would be rounded"
@@ -73,16 +69,15 @@ class VAE(GenerativeModel):
         kl_warmup: int = 0,
         free_bits: float = 0.0,
         test_k: Sequence[int] = (5, 50, 150),
-        init_from: str | None = None,
     ) -> None:
         super().__init__()
         if not hidden or not test_k or min(latent, *hidden, *test_k) < 1:
-            raise UserError(f"latent, hidden and test_k must be positive, got {latent}, {hidden}, {test_k}")
+            raise UserError(f"latent, hidden and test_k must be >= 1, got {latent}, {hidden}, {test_k}")
         if min(kl_warmup, free_bits, lr_decay_start) < 0 or lr_decay_start > 1:
             given = f"{kl_warmup}, {free_bits}, {lr_decay_start}"
             raise UserError(f"kl_warmup, free_bits must be >= 0 and lr_decay_start in [0, 1], got {given}")
-        self.save_hyperparameters(ignore=["init_from"])
-        self.image_shape, self.latent, self.dims = image_shape, latent, math.prod(image_shape)
+        self.save_hyperparameters()
+        self.image_shape, self.latent = image_shape, latent
         self.lr, self.lr_decay_start, self.kl_warmup, self.free_bits = lr, lr_decay_start, kl_warmup, free_bits
         self.test_k, self.likelihood = sorted(test_k), LIKELIHOODS[likelihood]
         self.likelihood_kind, self.log_prob_kind = f"bound, IWAE-{self.test_k[-1]}", "bound, IWAE-50"
@@ -91,10 +86,7 @@ class VAE(GenerativeModel):
         encoder, decoder = NETWORKS[network]
         self.encoder = encoder(image_shape, hidden, 2 * latent, getattr(nn, activation))
         self.decoder = decoder(latent, hidden, (self.likelihood.parameters * c, h, w), getattr(nn, activation))
-        self._tested = 0  # images that the last test saw
-        self.terms = Moments(3)  # elbo, reconstruction, kl of every image seen in validation or test
-        self.bounds, self.codes = Moments(len(test_k)), Moments(latent)
-        self.start_from(init_from)
+        self.codes = Moments(latent)  # posterior means of the images of a test
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         """The decoder: z ``(B, latent)`` to the parameters of the likelihood."""
@@ -153,7 +145,7 @@ class VAE(GenerativeModel):
     def chunked_log_weights(self, x: Tensor, k: int) -> Tensor:
         """As :meth:`log_weights`, exactly ``k`` draws, at most ``pixels_at_once`` pixels at a time."""
         q = self.q(x)
-        chunk = max(1, self.pixels_at_once // (len(x) * self.dims))
+        chunk = max(1, self.pixels_at_once // x.numel())
         return torch.cat([self.log_weights(x, q, min(chunk, k - i)) for i in range(0, k, chunk)])
 
     def log_prob(self, x: Tensor, c: Tensor | None = None, k: int = 50) -> Tensor:
@@ -200,61 +192,30 @@ class VAE(GenerativeModel):
         self.log_terms(terms, len(batch[0]))
         return terms["loss"]
 
-    def evaluate(self, x: Tensor) -> None:
-        terms = VAE.objective(self, x)  # the ELBO's parts, also where a subclass trains on another objective
-        self.terms.update(torch.stack([terms["elbo"], terms["reconstruction"], terms["kl"]], -1))
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        with batch_rng(self, batch_idx):
-            self.evaluate(batch[0])
-
-    def on_validation_epoch_end(self) -> None:
-        elbo, reconstruction, kl = self.terms.compute()[0].float()
-        self.terms.reset()
-        metrics = {"elbo": elbo, "loss": -elbo, "reconstruction": reconstruction, "kl": kl}
-        if in_bits(self.num_levels):
-            metrics["bpd"] = bits_per_dim(elbo, self.dims)
-        # the moments are summed over ranks already; sync_dist only spares Lightning's warning
-        self.log_dict({f"val/{name}": value for name, value in metrics.items()}, sync_dist=True)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x = batch[0]
-        with batch_rng(self, batch_idx):
-            self.evaluate(x)
-            log_w = self.chunked_log_weights(x, self.test_k[-1])
-        self.bounds.update(torch.stack([log_mean_exp(log_w[:k], 0) for k in self.test_k], -1))
+    def evaluate(self, x: Tensor, c: Tensor, stage: str) -> dict[str, Tensor]:
+        """The ELBO and its parts, from one draw of z; in test also the importance-weighted bounds."""
+        terms = VAE.objective(self, x)  # also where a subclass trains on another objective
+        values = {name: terms[name] for name in ("elbo", "reconstruction", "kl")}
+        if stage == "val":
+            return {"loss": -terms["elbo"], "nll": -terms["elbo"], **values}
+        log_w = self.chunked_log_weights(x, self.test_k[-1])
         self.codes.update(self.encode(x))
+        bounds = {f"iwae_{k}": log_mean_exp(log_w[:k], 0) for k in self.test_k}
+        return values | bounds | {"nll": -bounds[f"iwae_{self.test_k[-1]}"]}
 
-    def on_test_epoch_end(self) -> None:
-        names = ["elbo", "reconstruction", "kl", *(f"iwae_{k}" for k in self.test_k)]
-        (term, _, term_error, count), (bound, _, bound_error, _) = self.terms.compute(), self.bounds.compute()
-        self._tested = int(count[0])
-        metrics: dict[str, Any] = {}
-        for name, mean, error in zip(names, [*term, *bound], [*term_error, *bound_error], strict=True):
-            metrics |= {name: mean.float(), f"{name}_stderr": error.float()}
-        metrics |= {"nll": -metrics[names[-1]], "nll_stderr": metrics[f"{names[-1]}_stderr"]}
-        if in_bits(self.num_levels):
-            metrics["bpd"] = bits_per_dim(metrics[names[-1]], self.dims)
-            metrics["bpd_stderr"] = bits_per_dim(-metrics["nll_stderr"], self.dims)
+    def summarize(self, stage: str, stats: dict[str, Stats]) -> dict[str, Tensor]:
+        if stage == "val":
+            return {}
         # a dimension is active if its posterior mean varies over the data (Burda et al., 2016, Section 5)
-        metrics["active_units"] = (self.codes.compute()[1] > 0.01).sum().float()
-        self.log_dict({f"test/{name}": value for name, value in metrics.items()}, sync_dist=True)
-        for moments in (self.terms, self.bounds, self.codes):
-            moments.reset()
+        active = (self.codes.compute()[1] > 0.01).sum()
+        self.codes.reset()
+        return {"active_units": active}
 
-    def describe_test(self) -> str:
+    def describe_evaluation(self) -> str:
         return (
-            f"{self._tested:,} images; nats per image over {self.dims} pixels of {self.num_levels} levels, "
-            f"± standard error over images; elbo, kl, reconstruction: one draw of z; iwae_k: importance-weighted bound "
-            f"with k draws; nll{', bpd' if in_bits(self.num_levels) else ''}: upper bound from k = {self.test_k[-1]}; "
-            f"samples are means of p(x|z), without pixel noise"
+            "elbo, kl, reconstruction: one draw of z; iwae_k: importance-weighted bound with k draws; "
+            f"nll: upper bound from k = {self.test_k[-1]}; samples are means of p(x|z), without pixel noise"
         )
-
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Posterior means ``z`` and the bound ``log_prob`` of every image, with its label ``c``."""
-        x, c = batch
-        with batch_rng(self, batch_idx):
-            return {"z": self.encode(x), "log_prob": self.log_prob(x), "c": c}
 
     def configure_optimizers(self) -> Any:
         return self.with_decay(torch.optim.Adam(self.parameters(), self.lr, fused=self.fused), self.lr_decay_start)

@@ -30,37 +30,19 @@ class WGAN(GAN):
     """Wasserstein GAN whose critic's weights are clipped.
 
     Args:
-        image_shape: (C, H, W) of the images.
-        latent: Dimensions of z.
-        width: Channels at the largest resolution; they double towards the smallest.
-        lr: Learning rate of both RMSprops.
         clip_weights: Bound on every weight of the critic.
+        lr: Learning rate of both RMSprops.
         n_critic: Steps of the critic to one of the generator.
-        accumulate_grad_batches: Batches whose gradients make one step.
-        clip: Norm to which gradients are clipped; 0: not at all.
-        init_from: Weights to start from, see `start_from`.
+        gan: Arguments of `GAN` and `Adversarial`.
     """
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int] = (1, 28, 28),
-        latent: int = 100,
-        width: int = 64,
-        lr: float = 5e-5,
-        clip_weights: float = 0.01,
-        n_critic: int = 5,
-        accumulate_grad_batches: int = 1,
-        clip: float = 0.0,
-        init_from: str | None = None,
-    ) -> None:
-        super().__init__(n_critic, accumulate_grad_batches, clip)
-        if min(latent, width) < 1 or clip_weights <= 0:
-            raise UserError(f"latent and width start at 1, clip_weights above 0; got {latent}, {width}, {clip_weights}")
-        self.save_hyperparameters(ignore=["init_from"])
-        self.image_shape, self.latent, self.lr, self.clip_weights = image_shape, latent, lr, clip_weights
-        self.generator = DCGANGenerator(self.image_shape, latent, width)
-        self.discriminator = DCGANDiscriminator(self.image_shape, width)
-        self.start_from(init_from)
+    def __init__(self, *, clip_weights: float = 0.01, lr: float = 5e-5, n_critic: int = 5, **gan: Any) -> None:
+        super().__init__(lr=lr, n_critic=n_critic, **gan)
+        if clip_weights <= 0:
+            raise UserError(f"clip_weights must be > 0, got {clip_weights}")
+        self.clip_weights = clip_weights
+        self.generator = DCGANGenerator(self.image_shape, self.latent, self.width)
+        self.discriminator = DCGANDiscriminator(self.image_shape, self.width)
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         wasserstein = distance(self.discriminator, batch, fake)
@@ -94,39 +76,21 @@ class WGANGP(GAN):
     """Wasserstein GAN with gradient penalty; its critic has no batch norm, which would mix images.
 
     Args:
-        image_shape: (C, H, W) of the images.
-        latent: Dimensions of z.
-        width: Channels at the largest resolution; they double towards the smallest.
-        lr: Learning rate of both Adams, whose betas are (0, 0.9).
         penalty: The penalty's weight lambda.
+        lr: Learning rate of both Adams, whose betas are (0, 0.9).
         n_critic: Steps of the critic to one of the generator.
-        accumulate_grad_batches: Batches whose gradients make one step.
-        clip: Norm to which gradients are clipped; 0: not at all.
-        init_from: Weights to start from, see `start_from`.
+        gan: Arguments of `GAN` and `Adversarial`.
     """
 
     needs_float32 = "the penalty is on unrounded gradients"
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int] = (1, 28, 28),
-        latent: int = 100,
-        width: int = 64,
-        lr: float = 1e-4,
-        penalty: float = 10.0,
-        n_critic: int = 5,
-        accumulate_grad_batches: int = 1,
-        clip: float = 0.0,
-        init_from: str | None = None,
-    ) -> None:
-        super().__init__(n_critic, accumulate_grad_batches, clip)
-        if min(latent, width) < 1 or penalty < 0:
-            raise UserError(f"latent and width start at 1, penalty at 0; got {latent}, {width}, {penalty}")
-        self.save_hyperparameters(ignore=["init_from"])
-        self.image_shape, self.latent, self.lr, self.penalty = image_shape, latent, lr, penalty
-        self.generator = DCGANGenerator(self.image_shape, latent, width)
-        self.discriminator = DCGANDiscriminator(self.image_shape, width, norm="none")
-        self.start_from(init_from)
+    def __init__(self, *, penalty: float = 10.0, lr: float = 1e-4, n_critic: int = 5, **gan: Any) -> None:
+        super().__init__(lr=lr, n_critic=n_critic, **gan)
+        if penalty < 0:
+            raise UserError(f"penalty must be >= 0, got {penalty}")
+        self.penalty = penalty
+        self.generator = DCGANGenerator(self.image_shape, self.latent, self.width)
+        self.discriminator = DCGANDiscriminator(self.image_shape, self.width, norm="none")
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         wasserstein = distance(self.discriminator, batch, fake)

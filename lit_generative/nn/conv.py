@@ -1,24 +1,45 @@
 """Convolutional encoder and decoder that halve and double the resolution once per stage."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from lit_generative.errors import UserError
 
-def resolutions(size: int, stages: int) -> list[int]:
-    """Side lengths from ``size`` down, halved and rounded up at every stage.
+
+class Layout(NamedTuple):
+    """What the convolutions of a network have in common; all have stride 2."""
+
+    kernel: int = 3
+    last_padding: int = 1  # of the encoder's last convolution; 1 of the others
+    norms: Container[int] = ()  # the encoder's convolutions that batch norm follows; in the decoder all but the last
+    hidden_layer: bool = False  # whether a dense layer, the last entry of ``hidden``, lies before the latent
+    dropout: float = 0.0  # of that layer
+
+
+CONV = Layout()
+CONV3 = Layout(last_padding=0, norms=(1,), hidden_layer=True)
+CONV4 = Layout(kernel=4, norms=range(99), hidden_layer=True, dropout=0.2)
+
+
+def resolutions(size: int, stages: int, layout: Layout = CONV) -> list[int]:
+    """Side lengths from ``size`` down, one convolution after the other.
 
     >>> resolutions(28, 3)
     [28, 14, 7, 4]
     """
     sizes = [size]
-    for _ in range(stages):
-        sizes.append((sizes[-1] + 1) // 2)
+    for i in range(stages):
+        padding = layout.last_padding if i == stages - 1 else 1
+        sizes.append((sizes[-1] + 2 * padding - layout.kernel) // 2 + 1)
+    if min(sizes) < 1:
+        raise UserError(f"{stages} convolutions of stride 2 leave nothing of {size} pixels: shorten `hidden`")
     return sizes
 
 
 class ConvEncoder(nn.Module):
-    """Images ``(B, C, H, W)`` to ``(B, features)`` by one strided 3x3 convolution per entry of ``hidden``."""
+    """Images ``(B, C, H, W)`` to ``(B, features)`` by one strided convolution per entry of ``hidden``."""
 
     def __init__(
         self,
@@ -26,14 +47,21 @@ class ConvEncoder(nn.Module):
         hidden: Sequence[int],
         features: int,
         activation: type[nn.Module],
+        layout: Layout = CONV,
     ) -> None:
         super().__init__()
         c, h, w = image_shape
+        channels, dense = (hidden[:-1], hidden[-1]) if layout.hidden_layer else (hidden, features)
         layers: list[nn.Module] = []
-        for i, o in zip([c, *hidden], hidden, strict=False):
-            layers += [nn.Conv2d(i, o, 3, stride=2, padding=1), activation()]
-        bottom = resolutions(h, len(hidden))[-1] * resolutions(w, len(hidden))[-1]
-        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(hidden[-1] * bottom, features))
+        for i, (before, after) in enumerate(zip([c, *channels], channels, strict=False)):
+            padding = layout.last_padding if i == len(channels) - 1 else 1
+            layers += [nn.Conv2d(before, after, layout.kernel, 2, padding)]
+            layers += [nn.BatchNorm2d(after), activation()] if i in layout.norms else [activation()]
+        bottom = [resolutions(side, len(channels), layout)[-1] for side in (h, w)]
+        layers += [nn.Flatten(), nn.Linear([c, *channels][-1] * bottom[0] * bottom[1], dense)]
+        if layout.hidden_layer:
+            layers += [activation(), nn.Dropout(layout.dropout), nn.Linear(dense, features)]
+        self.net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -48,23 +76,28 @@ class ConvDecoder(nn.Module):
         hidden: Sequence[int],
         image_shape: tuple[int, int, int],
         activation: type[nn.Module],
+        layout: Layout = CONV,
     ) -> None:
         super().__init__()
         c, h, w = image_shape
-        heights, widths = resolutions(h, len(hidden))[::-1], resolutions(w, len(hidden))[::-1]
-        channels = [*reversed(hidden), c]
-        bottom = (channels[0], heights[0], widths[0])
-        layers: list[nn.Module] = [
-            nn.Linear(latent, bottom[0] * bottom[1] * bottom[2]),
-            nn.Unflatten(1, bottom),
+        channels = hidden[:-1] if layout.hidden_layer else hidden
+        heights, widths = (resolutions(side, len(channels), layout)[::-1] for side in (h, w))
+        sizes = [*reversed(channels), c]
+        layers: list[nn.Module] = []
+        if layout.hidden_layer:
+            layers = [nn.Linear(latent, hidden[-1]), activation(), nn.Dropout(layout.dropout)]
+        layers += [
+            nn.Linear(hidden[-1] if layout.hidden_layer else latent, sizes[0] * heights[0] * widths[0]),
+            nn.Unflatten(1, (sizes[0], heights[0], widths[0])),
         ]
-        for s in range(len(hidden)):
-            # doubling rounds up to an even side: the padding of 1 and this give back odd sides (7 from 4) exactly
-            odd = (heights[s + 1] - (2 * heights[s] - 1), widths[s + 1] - (2 * widths[s] - 1))
-            layers += [
-                activation(),
-                nn.ConvTranspose2d(channels[s], channels[s + 1], 3, stride=2, padding=1, output_padding=odd),
-            ]
+        for i in range(len(channels)):
+            padding = 1 if i else layout.last_padding
+            # a transposed convolution gives the smallest side that the encoder's could have had: the rest is added
+            least = [2 * (sides[i] - 1) - 2 * padding + layout.kernel for sides in (heights, widths)]
+            odd = (heights[i + 1] - least[0], widths[i + 1] - least[1])
+            layers += [activation(), nn.ConvTranspose2d(sizes[i], sizes[i + 1], layout.kernel, 2, padding, odd)]
+            if layout.hidden_layer and i < len(channels) - 1:
+                layers += [nn.BatchNorm2d(sizes[i + 1])]
         self.net = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -99,6 +99,7 @@ class TakesBatches(LightningModule):
     _begun: frozenset[tuple[Any, int]] = frozenset()  # stages and loaders whose first batch was checked
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         self._begun = frozenset()  # other loaders may come
 
     def _apply_batch_transfer_handler(
