@@ -34,6 +34,7 @@ from callbacks import (
     TranslationScores,
     WandbRecord,
 )
+from lit_generative.checkpoints import init_from
 from lit_generative.checkpoints.best import DEFAULT_MONITOR, BestModelCheckpoint
 from lit_generative.checkpoints.last import AtomicCheckpointIO, LastCheckpoint, newest_checkpoint
 from lit_generative.checkpoints.load import (
@@ -47,6 +48,7 @@ from lit_generative.checkpoints.load import (
     require_training_state,
     saved_class,
 )
+from lit_generative.checkpoints.record import record
 from lit_generative.cli.arguments import (
     as_list,
     classes_first,
@@ -105,6 +107,12 @@ class CLI(LightningCLI):
         parser.add_argument("--resume", action="store_true", help=text)
         text = "Batches after which last.ckpt is written, beside once an epoch (fit)."
         parser.add_argument("--save_every", type=PositiveInt | None, help=text)
+        text = "Weights to start from: a file, a folder, wandb://... or hf://..., or several with commas between them."
+        parser.add_argument("--init_from", type=str | None, help=text)
+        text = "Of checkpoints with averaged weights, start from those that were averaged."
+        parser.add_argument("--init_from_raw", type=bool, default=False, help=text)
+        text = "Allow that these weights fit less than half of the model."
+        parser.add_argument("--init_from_partly", type=bool, default=False, help=text)
         parser.add_lightning_class_args(BestModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.monitor": DEFAULT_MONITOR, "checkpoint.enable_version_counter": False})
         narrow_trainer_types(parser)
@@ -149,8 +157,9 @@ class CLI(LightningCLI):
             config.resume = False  # it says how this process starts, and is no setting of the run
             self._resume(config)
 
-        if self.checkpoint is not None and config.model.init_args.get("init_from") is not None:
-            config.model.init_args.init_from = None  # it is in the checkpoint, and its file may be gone
+        if self.checkpoint is not None and config.init_from is not None:
+            rank_zero_info(f"{config.init_from} is not loaded: the weights are those of {config.ckpt_path}")
+            config.init_from = None
 
     def _resume(self, config: Namespace) -> None:
         if config.ckpt_path is not None or config.checkpoint.dirpath is not None:
@@ -172,8 +181,9 @@ class CLI(LightningCLI):
             if changed:
                 rank_zero_warn(f"the run goes on with other arguments of its model: {'; '.join(changed)}")
             for logger in as_list(config.trainer.logger):
-                if getattr(logger, "class_path", "").endswith("WandbLogger") and "wandb_id" in self.checkpoint:
-                    logger.init_args.id = self.checkpoint["wandb_id"]  # Lightning goes on with a run of that name
+                wandb_id = record(self.checkpoint).get("wandb_id")
+                if getattr(logger, "class_path", "").endswith("WandbLogger") and wandb_id is not None:
+                    logger.init_args.id = wandb_id  # Lightning goes on with a run of that name
             self.version = int(path.parents[1].name.removeprefix("version_"))
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # as it should be
             rank_zero_info(f"going on from {path}, step {self.checkpoint['global_step']}")
@@ -224,8 +234,10 @@ class CLI(LightningCLI):
         if isinstance(self.model, GenerativeModel):
             self.model.require_fitting(self.datamodule)  # before a download
         config = self.config[self.subcommand]
-        if self.subcommand != "fit" and (config.ckpt_path or config.model.init_args.get("init_from")) is None:
+        if self.subcommand != "fit" and (config.ckpt_path or config.init_from) is None:
             raise UserError(f"to {self.subcommand} needs weights that were trained: name a --ckpt_path")
+        if config.init_from is not None:
+            init_from(self.model, config.init_from, config.init_from_raw, config.init_from_partly)
         if self.checkpoint is not None:
             if self.subcommand == "fit":
                 require_training_state(self.checkpoint)

@@ -37,7 +37,7 @@ def main():
     lines, curves = [["training images", "from", "NLL, nats", "bits/dim", "fid"], ["---:", "---", *["---:"] * 3]], {}
     for share in args.shares:
         images = round(share * (TRAIN - 5000))
-        for source, more in (("scratch", []), ("MNIST", [f"--model.init_from={first}/checkpoints/best.ckpt"])):
+        for source, more in (("scratch", []), ("MNIST", [f"--init_from={first}/checkpoints/best.ckpt"])):
             run = fit(config, output, f"{args.recipe}_{images}_{source}", args.steps, TRAIN - images, *more)
             metrics = test(run, args.num_samples)
             distance = next(value for name, value in metrics.items() if name.startswith("fid_"))

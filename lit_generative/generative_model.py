@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -16,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_generative.checkpoints.load import class_path
 from lit_generative.checkpoints.plain import PlainArguments, plain
-from lit_generative.checkpoints.pretrained import from_pretrained, save_pretrained, start_from
+from lit_generative.checkpoints.pretrained import from_pretrained, save_pretrained
+from lit_generative.checkpoints.record import record, upgrade
 from lit_generative.errors import UserError, UserTypeError
 from lit_generative.training.batches import TakesBatches, require_batches
 from lit_generative.training.evaluation import Evaluates
@@ -35,14 +35,11 @@ class GenerativeModel(TakesBatches, Evaluates, PlainArguments, AnyPrecision, Tra
 
     monitor: str | None = "val/loss"  # what the best checkpoint is chosen by unless told otherwise; None: the last
     log_prob_kind: str = ""  # the same of what `log_prob` gives by default
-    immutable_hparams: tuple[
-        str, ...
-    ] = ()  # arguments that change what the weights mean: a checkpoint's cannot be overruled
-    training_seconds: float = 0.0  # wall time behind the weights without validation, over all runs that were resumed
+    immutable_hparams: tuple[str, ...] = ()  # arguments without which the weights mean something else
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self._handed_on = {}  # of a run that did not come to train
+        self._resumed = {}  # a run before may have stopped before it trained
         self.require_fitting(getattr(self.trainer, "datamodule", None))
         self.require_precision()
         strategy: Any = self.trainer.strategy
@@ -82,11 +79,6 @@ class GenerativeModel(TakesBatches, Evaluates, PlainArguments, AnyPrecision, Tra
         """Raise a ValueError if it is not known how long this run is."""
         if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             raise UserError(f"{option} needs to know the length of the run: set --trainer.max_epochs or max_steps")
-
-    def start_from(self, source: str | None) -> None:
-        """Take those weights of ``source``, if there is one, that fit; see `pretrained.start_from`."""
-        if source is not None:
-            start_from(self, source)
 
     def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of another's layout that the model knows under our names; others as they are."""
@@ -142,35 +134,70 @@ class GenerativeModel(TakesBatches, Evaluates, PlainArguments, AnyPrecision, Tra
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
 
-    # -- randomness and checkpoints ----------------------------------------------------------------
+    # -- checkpoints, and training that goes on from them ------------------------------------------
 
-    # What a checkpoint hands to the training that goes on from it: `Trainer.fit` with its path, and nothing else, does
-    # so. Whoever only loads or tests it, and trains then, begins.
-    handed_on: tuple[str, ...] = ("rng_state", "train_log", LightningModule.CHECKPOINT_HYPER_PARAMS_KEY)
-    _handed_on: Mapping[str, Any] = MappingProxyType({})
+    training_seconds: float = 0.0  # wall time of the training without validation, over all runs that were resumed
+    _resumed: Mapping[str, Any] = MappingProxyType({})  # the state of the training that the next one goes on from
     _started: float | None = None
 
-    def teardown(self, stage: str) -> None:
-        require_batches(self.trainer)
+    def training_state(self) -> dict[str, Any]:
+        """What a training that goes on from a checkpoint needs beyond weights and optimisers, in plain types."""
+        states = rng_states(self.device)
+        if self.processes > 1:
+            states = {kind: self.all_gather(state.to(self.device)).cpu() for kind, state in states.items()}  # type: ignore[union-attr]
+        else:
+            states = {kind: state[None] for kind, state in states.items()}
+        return {"rng": states, "log": self.log_begun(), "lr": self.hparams.get("lr")}  # rng: (processes, bytes)
+
+    def start_training(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `training_state` gave; begin anew where it is empty."""
+        self.start_log(state.get("log"))
+        states = state.get("rng")
+        if states is not None and len(states["cpu"]) == self.processes:  # each process draws its own noise
+            set_rng_states({kind: rows[self.global_rank] for kind, rows in states.items()}, self.device)
+        elif self.processes > 1:  # each its own noise, and none twice
+            torch.manual_seed(mixed_seed(torch.initial_seed() % 2**32, self.global_rank, self.trainer.global_step))
+        if state:
+            resume_learning_rates(self.trainer, state.get("lr"), self.hparams.get("lr"))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        upgrade(checkpoint)
+        own = record(checkpoint)
+        self.training_seconds = own.get("training_seconds", 0.0)
+        # only `Trainer.fit` with a checkpoint's path goes on from it; a training after a test of it begins
+        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
+            return
+        if "training_weights" in own:
+            weights, state = own["training_weights"], checkpoint["state_dict"]
+            own["averages"] = {name: state[name] for name in weights}
+            state.update(weights)
+        count_epochs(checkpoint)
+        self._resumed = own.get("run", {})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample.
+
+        Last of all: what callbacks added before is made of plain types here.
+        """
+        self.require_finite_weights(checkpoint["state_dict"])
+        own = record(checkpoint)
+        self._stop_clock(go_on=self._started is not None)
+        own |= {"class_path": class_path(self), "training_seconds": self.training_seconds}
+        own["run"] = self.training_state()
+        data = getattr(self._trainer, "datamodule", None)
+        if data is not None and data.hparams:
+            own["data"] = {"class_path": class_path(data), "init_args": dict(data.hparams)}
+        checkpoint |= {key: plain(value) for key, value in checkpoint.items() if key != "state_dict"}
 
     def on_train_start(self) -> None:
         require_batches(self.trainer)
         begin_next_epoch(self.trainer)
         self._started = time.perf_counter()
-        handed_on, self._handed_on = self._handed_on, {}
-        self.start_training(handed_on)
+        state, self._resumed = self._resumed, {}
+        self.start_training(state)
 
-    def start_training(self, handed_on: Mapping[str, Any]) -> None:
-        """Go on from the entries ``handed_on`` of a checkpoint; begin where there are none."""
-        self.start_log(handed_on.get("train_log"))
-        states = handed_on.get("rng_state")
-        if states is not None and len(states["cpu"]) == self.processes:  # each process draws its own noise
-            set_rng_states({kind: state[self.global_rank] for kind, state in states.items()}, self.device)
-        elif self.processes > 1:  # each its own noise, and none twice
-            torch.manual_seed(mixed_seed(torch.initial_seed() % 2**32, self.global_rank, self.trainer.global_step))
-        if handed_on:
-            before = handed_on.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("lr")
-            resume_learning_rates(self.trainer, before, self.hparams.get("lr"))
+    def teardown(self, stage: str) -> None:
+        require_batches(self.trainer)
 
     def _stop_clock(self, go_on: bool = False) -> None:
         now = time.perf_counter()
@@ -187,8 +214,8 @@ class GenerativeModel(TakesBatches, Evaluates, PlainArguments, AnyPrecision, Tra
     def on_train_end(self) -> None:
         self._stop_clock()
 
-    # Whoever looks at the model after training sees it in eval mode; a second training takes the modes of the first,
-    # in which the user may have fixed some parts.
+    # After training the model is in eval mode; a second training takes the modes of the first, in which the user may
+    # have frozen some parts.
 
     _trained: tuple[torch.nn.Module, ...] = ()
 
@@ -200,34 +227,3 @@ class GenerativeModel(TakesBatches, Evaluates, PlainArguments, AnyPrecision, Tra
         for module in self._trained:
             module.training = True
         self._trained = ()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.training_seconds = checkpoint.get("training_seconds", 0.0)
-        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
-            return
-        if "ema" in checkpoint:
-            # a checkpoint's weights are averages, for whoever looks; training goes on with those that were averaged
-            state, other = checkpoint["state_dict"], checkpoint["ema"]["weights"]
-            for name in other:
-                state[name], other[name] = other[name], state[name]
-        count_epochs(checkpoint)
-        self._handed_on = {key: checkpoint[key] for key in self.handed_on if key in checkpoint}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the classes of the model and its data, so that a checkpoint alone is enough to test and to sample.
-
-        Last of all: what was added before is made of plain types here.
-        """
-        self.require_finite_weights(checkpoint["state_dict"])
-        checkpoint["rng_state"] = {
-            kind: (self.all_gather(state.to(self.device)).cpu() if self.processes > 1 else state[None])  # type: ignore[union-attr]
-            for kind, state in rng_states(self.device).items()
-        }  # (processes, bytes)
-        self._stop_clock(go_on=self._started is not None)
-        checkpoint["training_seconds"] = self.training_seconds
-        checkpoint["train_log"] = self.log_begun()
-        checkpoint["class_path"] = class_path(self)
-        data = getattr(self._trainer, "datamodule", None)
-        if data is not None and data.hparams:
-            checkpoint["data"] = {"class_path": class_path(data), "init_args": dict(data.hparams)}
-        checkpoint |= {key: plain(value) for key, value in checkpoint.items() if key != "state_dict"}

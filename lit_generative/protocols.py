@@ -80,7 +80,7 @@ class Diffuses(Protocol):
         """What images ``(B, C, H, W)`` look like at times ``(B,)``, 0 to T, of the diffusion, ``(B, C, H, W)``."""
         ...
 
-    def denoising(self, n: int, every: int, c: Tensor | None = None) -> Tensor:
+    def denoising_trajectory(self, n: int, every: int, c: Tensor | None = None) -> Tensor:
         """``n`` samples on their way from noise, a picture ``every`` so many times, ``(frames, n, C, H, W)``."""
         ...
 

@@ -48,7 +48,7 @@ class Conditional(Stub):
     def noised(self, x, t):
         return x
 
-    def denoising(self, n, every, c=None):
+    def denoising_trajectory(self, n, every, c=None):
         self.labels.append(c)
         return torch.rand(3, n, 1, 28, 28)
 
@@ -201,7 +201,7 @@ def test_likelihood_and_samples_of_one_row_are_of_the_same_model(data, tmp_path)
 def test_ways_and_films_of_a_diffusion_keep_their_labels():
     model = Watched()
     model.interpolate(2, 3, torch.tensor([7, 5]))
-    model.denoising(2, 2, torch.tensor([7, 5]))
+    model.denoising_trajectory(2, 2, torch.tensor([7, 5]))
     asked = model.asked[""]
     assert asked[:6] == [7, 7, 7, 5, 5, 5] and set(asked) == {7, 5} and asked[-2:] == [7, 5]
 

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from callbacks import EMA
 from datamodules import FashionMNIST
+from lit_generative.checkpoints import init_from
 from lit_generative.checkpoints.load import CheckpointError, load_model, read_checkpoint
 from lit_generative.diffusion.elbo import variational_bound
 from lit_generative.likelihoods import bits_per_dim, standard_normal
@@ -297,7 +298,7 @@ def test_it_starts_from_weights_of_diffusers(suffix, tmp_path, data):
     net = reference()
     path = tmp_path / f"diffusion_pytorch_model.{suffix}"
     save_file(net.state_dict(), path) if suffix == "safetensors" else torch.save(net.state_dict(), path)
-    model = DDPM(**TINY, patch=1, init_from=str(path))
+    model = init_from(DDPM(**TINY, patch=1), str(path))
     x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 50])
     with torch.no_grad():
         assert_close(model.predict(x, t), net.eval()(x, t - 1).sample, atol=1e-5, rtol=1e-5)
@@ -313,22 +314,22 @@ def test_it_starts_from_a_checkpoint_of_another_size_of_images(tmp_path, data):
     fit = trainer(tmp_path, max_steps=1, max_epochs=-1, logger=False, limit_val_batches=0)
     fit.fit(model, datamodule=data)
     fit.save_checkpoint(tmp_path / "a.ckpt")
-    again = DDPM(**TINY, image_shape=(1, 32, 32), init_from=str(tmp_path / "a.ckpt"))
+    again = init_from(DDPM(**TINY, image_shape=(1, 32, 32)), str(tmp_path / "a.ckpt"))
     assert_close(again.denoiser.state_dict(), model.denoiser.state_dict())
 
 
 def test_weights_that_hardly_fit_are_refused(tmp_path):
     torch.save(tiny(patch=1).state_dict(), tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"left fresh.*is it a checkpoint of another model"):
-        DDPM(**TINY | {"channels": (16, 16)}, init_from=str(tmp_path / "a.pt"))
+        init_from(DDPM(**TINY | {"channels": (16, 16)}), str(tmp_path / "a.pt"))
     torch.save({"a": 3}, tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match="holds no state dict"):
-        DDPM(**TINY, init_from=str(tmp_path / "b.pt"))
+        init_from(DDPM(**TINY), str(tmp_path / "b.pt"))
     (tmp_path / "c.safetensors").write_bytes(b"not that")
     with pytest.raises(CheckpointError, match="damaged"):
-        DDPM(**TINY, init_from=str(tmp_path / "c.safetensors"))
+        init_from(DDPM(**TINY), str(tmp_path / "c.safetensors"))
     with pytest.raises(CheckpointError, match="no checkpoint at"):
-        DDPM(**TINY, init_from=str(tmp_path / "nowhere.pt"))
+        init_from(DDPM(**TINY), str(tmp_path / "nowhere.pt"))
 
 
 def test_schedules_are_in_no_checkpoint_and_averages_leave_them_alone(tmp_path, data):
@@ -338,7 +339,11 @@ def test_schedules_are_in_no_checkpoint_and_averages_leave_them_alone(tmp_path, 
     fit.fit(model, datamodule=data)
     fit.save_checkpoint(tmp_path / "a.ckpt")
     state = read_checkpoint(tmp_path / "a.ckpt")
-    assert not [name for name in (*state["state_dict"], *state["ema"]["weights"]) if "alpha" in name or "freq" in name]
+    assert not [
+        name
+        for name in (*state["state_dict"], *state["lit_generative"]["training_weights"])
+        if "alpha" in name or "freq" in name
+    ]
     assert torch.equal(model.schedule.alpha_bar, before) and model.schedule.alpha_bar.dtype == torch.float64
     again = DDPM.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     assert torch.equal(again.schedule.alpha_bar, before)

@@ -20,7 +20,7 @@ class Fading(Stub):
     def noised(self, x, t):
         return (1 - t.view(-1, 1, 1, 1) / self.steps).clamp(0, 1).expand(len(x), 1, 28, 28)
 
-    def denoising(self, n, every, c=None):
+    def denoising_trajectory(self, n, every, c=None):
         t = torch.arange(self.steps, -1, -every)
         return self.noised(t, t)[:, None].expand(-1, n, -1, -1, -1)
 

@@ -83,7 +83,7 @@ def test_a_checkpoint_samples_with_the_average_and_keeps_the_raw_weights(tmp_pat
     key = "generator.net.1.weight"
     assert_close(checkpoint["state_dict"][key], expected)
     assert_close(load_model(tmp_path / "a.ckpt").generator.net[1].weight.detach(), expected)
-    assert torch.equal(checkpoint["ema"]["weights"][key], watch.raw[-1])
+    assert torch.equal(checkpoint["lit_generative"]["training_weights"][key], watch.raw[-1])
     assert_close(model.generator.net[1].weight.detach(), expected)  # whoever samples now has the average too
     # buffers are the model's own, copied
     assert torch.equal(checkpoint["state_dict"]["generator.net.2.running_mean"], model.generator.net[2].running_mean)

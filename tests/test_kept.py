@@ -284,7 +284,7 @@ def test_the_command_lines_callback_is_found_among_others(tmp_path):
 def test_training_does_not_go_on_from_weights_alone(run, data_dir, tmp_path):
     run("fit", "--checkpoint.save_weights_only=true")
     best, last = RUN / "checkpoints" / "best.ckpt", RUN / "checkpoints" / "last.ckpt"
-    message = "holds weights only, and training cannot go on from it: .* use --model.init_from"
+    message = "holds weights only, and training cannot go on from it: .* use --init_from"
     with pytest.raises(SystemExit, match=f"^error: .*{message}") as exit:
         run("fit", f"--ckpt_path={best}", "--name=other")
     assert "\n" not in exit.value.code and not Path("runs/other").exists()
@@ -294,7 +294,7 @@ def test_training_does_not_go_on_from_weights_alone(run, data_dir, tmp_path):
     assert newest_checkpoint(RUN.parent) == last
     last.unlink()
     assert newest_checkpoint(RUN.parent) is None
-    run("fit", f"--model.init_from={best}", "--name=other")
+    run("fit", f"--init_from={best}", "--name=other")
     run("test", f"--ckpt_path={best}", "--trainer.limit_test_batches=1")
 
 

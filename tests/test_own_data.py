@@ -138,7 +138,8 @@ def own_module(tmp_path, monkeypatch):
 def test_what_the_command_line_names_is_imported_before_the_checkpoint_is_read(how, own_module, run, tmp_path, capsys):
     path = own_module(f"Data{how.title().replace('_', '')}")
     checkpoint = torch.load("a.ckpt", weights_only=True)
-    checkpoint["data"] = {"class_path": path, "init_args": {"count": 12}}  # as of a run with this class
+    described = {"class_path": path, "init_args": {"count": 12}}  # as of a run with this class
+    checkpoint["lit_generative"]["data"] = described
     torch.save(checkpoint, "a.ckpt")
     Path("own.yaml").write_text(yaml.safe_dump({"data": {"class_path": path}}))
     named = {"argument": ["--data", path], "class_path": [f"--data.class_path={path}"], "recipe": ["--config=own.yaml"]}

@@ -62,7 +62,7 @@ def test_a_model_draws_in_its_own_dtype(model):
     model.double().eval()
     x, c = images(model, 2).double(), sources(model, 2)
     draws = {
-        "sample": (2, c), "interpolate": (2, 3), "denoising": (2, 10), "noised": (x, torch.tensor([1, 2])),
+        "sample": (2, c), "interpolate": (2, 3), "denoising_trajectory": (2, 10), "noised": (x, torch.tensor([1, 2])),
         "log_prob": (x,), "reconstruct": (x,), "ood_scores": (x,), "encode": (x,),
     }  # fmt: skip
     for name, arguments in draws.items():

@@ -12,6 +12,7 @@ from stubs import trainer
 import train
 from callbacks import EMA
 from datamodules import FashionMNIST
+from lit_generative.checkpoints import init_from
 from lit_generative.checkpoints.load import CheckpointError
 from lit_generative.checkpoints.pretrained import fetch, from_pretrained
 from lit_generative.models.dcgan import DCGAN
@@ -37,28 +38,28 @@ def equal(a, b, part):
 
 
 def test_averaged_weights_are_taken_unless_the_raw_ones_are_asked_for(checkpoint):
-    averaged, raw = VAE(**SMALL, init_from=str(checkpoint)), VAE(**SMALL, init_from=f"{checkpoint}#raw")
+    averaged, raw = init_from(VAE(**SMALL), str(checkpoint)), init_from(VAE(**SMALL), str(checkpoint), raw=True)
     assert equal(averaged, raw, "encoder") and not equal(averaged, raw, "decoder")
     state = torch.load(checkpoint, weights_only=True)
     name = "decoder.net.0.weight"
     assert torch.equal(averaged.state_dict()[name], state["state_dict"][name])
-    assert torch.equal(raw.state_dict()[name], state["ema"]["weights"][name])
+    assert torch.equal(raw.state_dict()[name], state["lit_generative"]["training_weights"][name])
     averaged.save_pretrained(folder := checkpoint.parent / "out")
     with pytest.raises(CheckpointError, match="holds no averaged weights, and so no raw ones"):
-        VAE(**SMALL, init_from=f"{folder}#raw")
+        init_from(VAE(**SMALL), str(folder), raw=True)
 
 
 def test_what_changed_size_is_left_fresh_and_said(checkpoint, capsys, caplog):
-    other = VAE(**SMALL | {"image_shape": (1, 32, 32)}, init_from=f"{checkpoint}#partly")
-    assert equal(other, VAE(**SMALL, init_from=str(checkpoint)), "encoder") is False
+    other = init_from(VAE(**SMALL | {"image_shape": (1, 32, 32)}), str(checkpoint), partly=True)
+    assert equal(other, init_from(VAE(**SMALL), str(checkpoint)), "encoder") is False
     for said in ("weights loaded; 3 skipped (", "(8, 784), not (8, 1024)", "; 3 left fresh ("):
         assert said in caplog.text
-    with pytest.raises(CheckpointError, match=r"is it a checkpoint of another model\? If it is meant, write #partly"):
-        VAE(**SMALL | {"image_shape": (1, 32, 32)}, init_from=str(checkpoint))
+    with pytest.raises(
+        CheckpointError, match=r"a checkpoint of another model\? If this is meant, set init_from_partly"
+    ):
+        init_from(VAE(**SMALL | {"image_shape": (1, 32, 32)}), str(checkpoint))
     with pytest.raises(CheckpointError, match="0 weights loaded"):
-        DCGAN(width=4, init_from=f"{checkpoint}#partly")
-    with pytest.raises(CheckpointError, match="#fast is neither #raw nor #partly"):
-        VAE(**SMALL, init_from=f"{checkpoint}#fast")
+        init_from(DCGAN(width=4), str(checkpoint), partly=True)
 
 
 def test_several_files_fill_one_model(tmp_path):
@@ -66,26 +67,26 @@ def test_several_files_fill_one_model(tmp_path):
     for model, part in ((a, "generator"), (b, "discriminator")):
         state = {f"{part}.{k}": v for k, v in getattr(model, part).state_dict().items()}
         torch.save(state, tmp_path / f"{part}.pth")
-    both = DCGAN(width=4, latent=4, init_from=f"{tmp_path}/generator.pth,{tmp_path}/discriminator.pth")
+    both = init_from(DCGAN(width=4, latent=4), f"{tmp_path}/generator.pth,{tmp_path}/discriminator.pth")
     assert equal(both, a, "generator") and equal(both, b, "discriminator")
 
 
 def test_artifacts_and_repositories_are_downloaded(checkpoint, tmp_path, monkeypatch):
-    timesteps = tmp_path / "artifact", tmp_path / "repository"
-    for place in timesteps:
+    places = tmp_path / "artifact", tmp_path / "repository"
+    for place in places:
         VAE(**SMALL).save_pretrained(place)
     asked = []
 
     def artifact(name):
         asked.append(name)
-        return SimpleNamespace(download=lambda: str(timesteps[0]))
+        return SimpleNamespace(download=lambda: str(places[0]))
 
     monkeypatch.setattr(wandb, "Api", lambda: SimpleNamespace(artifact=artifact))
-    assert fetch("wandb://me/vaes/vae:v3") == timesteps[0] / "model.safetensors" and asked == ["me/vaes/vae:v3"]
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: [p.name for p in timesteps[1].iterdir()])
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name: str(timesteps[1] / name))
-    assert fetch("hf://me/vae") == timesteps[1] / "model.safetensors"
-    assert equal(VAE(**SMALL, init_from="hf://me/vae:model.safetensors"), from_pretrained("hf://me/vae"), "decoder")
+    assert fetch("wandb://me/vaes/vae:v3") == places[0] / "model.safetensors" and asked == ["me/vaes/vae:v3"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: [p.name for p in places[1].iterdir()])
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name: str(places[1] / name))
+    assert fetch("hf://me/vae") == places[1] / "model.safetensors"
+    assert equal(init_from(VAE(**SMALL), "hf://me/vae:model.safetensors"), from_pretrained("hf://me/vae"), "decoder")
 
     def unreachable(*args):
         raise ConnectionError("no network")
@@ -94,7 +95,7 @@ def test_artifacts_and_repositories_are_downloaded(checkpoint, tmp_path, monkeyp
     monkeypatch.setattr(wandb, "Api", lambda: SimpleNamespace(artifact=unreachable))
     for source in ("hf://me/vae", "wandb://me/vaes/vae:v3"):
         with pytest.raises(CheckpointError, match=f"{source} cannot be had: no network"):
-            VAE(**SMALL, init_from=source)
+            init_from(VAE(**SMALL), source)
 
 
 def test_a_folder_with_several_unknown_files_is_not_guessed_at(tmp_path):
@@ -141,7 +142,7 @@ def test_a_run_that_goes_on_does_not_ask_for_its_first_weights(checkpoint, data_
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
     args = ["fit", "--model=VAE", "--data=FashionMNIST", "--data.batch_size=16", "--model.hidden=[8]",
-            "--model.latent=2", f"--model.init_from={checkpoint}", "--trainer.accelerator=cpu",
+            "--model.latent=2", f"--init_from={checkpoint}", "--trainer.accelerator=cpu",
             "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=2"]  # fmt: skip
     train.main([*args, "--trainer.max_epochs=1"])
     checkpoint.unlink()

@@ -26,6 +26,7 @@ from callbacks import SampleGrid, SaveOnSignal, SkipNonFinite, _logging
 from callbacks.training import save_on_signal
 from datamodules import CIFAR10, DataError, FashionMNIST, ImageFolder
 from datamodules.files import unpack
+from lit_generative.checkpoints import init_from
 from lit_generative.checkpoints.load import CheckpointError, load_model
 from lit_generative.metrics.reference_statistics import read_reference
 from lit_generative.models.dcgan import DCGAN
@@ -402,7 +403,7 @@ def test_nothing_is_executed(tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match=path.name):
             load_model(path)
         with pytest.raises(CheckpointError, match=path.name):
-            VAE(hidden=(8,), latent=2, init_from=str(path))
+            init_from(VAE(hidden=(8,), latent=2), str(path))
     statistics = tmp_path / "statistics.npz"
     np.savez(statistics, mu=np.array([Harm(marker)], dtype=object), sigma=np.zeros(1), allow_pickle=True)
     with pytest.raises(ValueError, match=r"statistics\.npz"):
@@ -490,7 +491,7 @@ def test_damaged_weights_of_an_old_torch_are_named(tmp_path):
     for content in mutations(path.read_bytes()):
         path.write_bytes(content)
         try:
-            VAE(hidden=(8,), latent=2, init_from=f"{path}#partly")
+            init_from(VAE(hidden=(8,), latent=2), str(path), partly=True)
         except CheckpointError as error:
             assert "old.pth" in str(error)
             refused += 1

@@ -4,6 +4,7 @@ import csv
 
 import pytest
 import torch
+from comparison import differing
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -140,21 +141,11 @@ class Run:
     def checkpoint(self, name):
         """Without the clock and the paths."""
         checkpoint = torch.load(self.folder / "run" / "version_0" / "checkpoints" / name, weights_only=True)
-        del checkpoint["training_seconds"]
+        del checkpoint["lit_generative"]["training_seconds"]
         for state in checkpoint["callbacks"].values():
             for key in [key for key in state if "path" in key or key == "best_k_models"]:
                 del state[key]
         return checkpoint
-
-
-def differing(a, b, place=""):
-    """The places in which two checkpoints differ."""
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return [found for key in a for found in differing(a[key], b[key], f"{place}/{key}")]
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        return [found for i, pair in enumerate(zip(a, b, strict=True)) for found in differing(*pair, f"{place}/{i}")]
-    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-    return [] if same else [place]
 
 
 def require_same(run, whole):
@@ -352,8 +343,8 @@ def begun(data_dir, folder):
     run.part(max_steps=3)
     path = folder / "run" / "version_0" / "checkpoints" / "last.ckpt"
     saved = torch.load(path, weights_only=True)
-    assert saved["adversarial_step_begun"]["batches"] and saved["adversarial_steps"] == [1, 0, 48]
-    assert saved["train_log"]["sums"]
+    state = saved["lit_generative"]["run"]
+    assert state["step_begun"]["batches"] and state["steps"] == [1, 0, 48] and state["log"]["sums"]
     return path
 
 
@@ -369,9 +360,8 @@ def trained(model, trainer, data_dir):
     trainer.save_checkpoint(f"{trainer.default_root_dir}/after.ckpt")
     saved = torch.load(f"{trainer.default_root_dir}/after.ckpt", weights_only=True)
     assert ema._averages and network in ema._averages
-    return lines, {
-        key: saved[key] for key in ("state_dict", "ema", "optimizer_states", "adversarial_steps", "rng_state")
-    }
+    saved |= saved["lit_generative"]
+    return lines, {key: saved[key] for key in ("state_dict", "training_weights", "ema", "optimizer_states", "run")}
 
 
 def new_trainer(folder):

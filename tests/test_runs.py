@@ -9,6 +9,7 @@ import processes
 import pytest
 import small_models
 import torch
+from comparison import differing
 from test_contract import MODELS
 
 import train
@@ -42,21 +43,11 @@ def curves(run):
 def state(run, name):
     """What a checkpoint holds, without the clock's part and the paths."""
     checkpoint = torch.load(run / "checkpoints" / name, weights_only=True)
-    del checkpoint["training_seconds"]
+    del checkpoint["lit_generative"]["training_seconds"]
     for saved in checkpoint["callbacks"].values():
         for key in [key for key in saved if "path" in key or key == "best_k_models"]:
             del saved[key]
     return checkpoint
-
-
-def differing(a, b, place=""):
-    """The places in which two checkpoints differ."""
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return [found for key in a for found in differing(a[key], b[key], f"{place}/{key}")]
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return [found for i, pair in enumerate(zip(a, b, strict=True)) for found in differing(*pair, f"{place}/{i}")]
-    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-    return [] if same else [place]
 
 
 @pytest.fixture(scope="session")

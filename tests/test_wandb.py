@@ -67,7 +67,8 @@ def test_a_run_says_what_its_dashboard_needs(offline, tmp_path):
     folders = sorted(p for p in (tmp_path / "runs" / "wandb").glob("offline-run-*") if not p.is_symlink())
     assert len({p.name.split("-")[3] for p in folders}) == 1  # the same run, twice
     checkpoints = tmp_path / "runs" / "noted" / "version_0" / "checkpoints"
-    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["wandb_id"] == folders[0].name.split("-")[3]
+    saved = torch.load(checkpoints / "last.ckpt", weights_only=True)["lit_generative"]
+    assert saved["wandb_id"] == folders[0].name.split("-")[3]
     found = records(folders[0])
 
     config = {}

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks._logging import run_folder
 from lit_generative.checkpoints.best import last_checkpoint, run_checkpoint
+from lit_generative.checkpoints.record import record
 
 STEP = "trainer/global_step"  # batches, of every model
 ROWS = 10_000  # of a table
@@ -79,7 +80,7 @@ class WandbRecord(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and logger.version is not None:
-                checkpoint["wandb_id"] = str(logger.version)
+                record(checkpoint)["wandb_id"] = str(logger.version)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         keeper, last = run_checkpoint(trainer), last_checkpoint(trainer)

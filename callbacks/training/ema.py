@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from lit_generative.checkpoints.record import record
 from lit_generative.errors import UserError
 
 
@@ -118,21 +119,21 @@ class EMA(Callback):
                 raw[full], state[full] = (
                     (value.detach(), state[full]) if self._in_place else (state[full], value.detach())
                 )
-        checkpoint["ema"] = {
-            "weights": {key: value.clone() for key, value in raw.items()},
-            "updates": {name: int(average.n_averaged) for name, average in self._averages.items()},
-        }
+        own = record(checkpoint)
+        own["training_weights"] = {key: value.clone() for key, value in raw.items()}
+        own["ema"] = {"updates": {name: int(average.n_averaged) for name, average in self._averages.items()}}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Training goes on with the checkpoint's averages; whoever looks at them has them in the model already."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._averages, self._model, self._in_place = {}, lambda: None, False  # a later training begins
             return
-        saved = checkpoint.get("ema", {"weights": {}, "updates": {}})
+        own = record(checkpoint)
+        averages, updates = own.get("averages", {}), own.get("ema", {}).get("updates", {})
         for name, average in self._averages.items():
             average.module.load_state_dict(getattr(pl_module, name).state_dict())
-            average.n_averaged.fill_(saved["updates"].get(name, 0))  # 0: trained without its average until here
+            average.n_averaged.fill_(updates.get(name, 0))  # 0: trained without its average until here
             with torch.no_grad():
                 for key, p in average.module.named_parameters():
-                    p.copy_(saved["weights"].get(f"{name}.{key}", p))
+                    p.copy_(averages.get(f"{name}.{key}", p))
         self._in_place = False

@@ -20,4 +20,4 @@ class DenoisingAnimation(Animation):
         super().__init__(n, every, every_n_epochs, seed)
 
     def frames(self, model: Any, batch: Any) -> Tensor:
-        return model.denoising(self.n, self.every, self.conditions.labels(self.n, model.device))
+        return model.denoising_trajectory(self.n, self.every, self.conditions.labels(self.n, model.device))

@@ -13,7 +13,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_generative.checkpoints.best import BestModelCheckpoint, last_checkpoint
-from lit_generative.checkpoints.load import CheckpointError, has_training_state, read_checkpoint
+from lit_generative.checkpoints.load import has_training_state, read_checkpoint
+from lit_generative.checkpoints.record import CheckpointError
 from lit_generative.utils.files import atomic_write
 
 

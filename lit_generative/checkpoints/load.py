@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from lit_generative.checkpoints.record import KEY, CheckpointError, record, upgrade
 from lit_generative.errors import UserError
 
 
@@ -24,22 +25,21 @@ def class_path(obj: object) -> str:
     return f"{type(obj).__module__}.{type(obj).__qualname__}"
 
 
-class CheckpointError(UserError):
-    """A checkpoint that cannot be used; the message names the file and what to do."""
-
-
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a Lightning checkpoint on the CPU with ``weights_only=True``.
+    """Load a Lightning checkpoint on the CPU with ``weights_only=True``, in today's form, see `upgrade`.
 
     Raises:
-        CheckpointError: The file is missing, torn, no checkpoint of ours, or would have to execute code.
+        CheckpointError: The file is missing, torn, no checkpoint of ours, of a newer version, or would have to execute
+            code.
     """
     checkpoint = read_safely(Path(path))
-    if not isinstance(checkpoint, dict) or "class_path" not in checkpoint or "state_dict" not in checkpoint:
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("class_path", ""), str):
+        upgrade(checkpoint)
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint written by a model of lit-generative")
     arguments = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
-    weights = checkpoint["state_dict"]
-    if not (isinstance(arguments, dict) and isinstance(weights, dict) and isinstance(checkpoint["class_path"], str)):
+    weights, cls = checkpoint["state_dict"], record(checkpoint).get("class_path")
+    if not (isinstance(arguments, dict) and isinstance(weights, dict) and isinstance(cls, str)):
         raise CheckpointError(f"{path} does not hold what a checkpoint holds: it is damaged, or not ours")
     if not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(f"{path} holds weights that are no tensors: it is damaged, or not ours")
@@ -109,8 +109,20 @@ def import_classes(config: Any) -> None:
 
 def model_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint says of its model, as the CLI writes it: ``{"class_path": ..., "init_args": ...}``."""
-    saved = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
-    return described(find_class(checkpoint["class_path"], LightningModule), checkpoint["class_path"], saved)
+    saved, path = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {}), record(checkpoint)["class_path"]
+    return described(find_class(path, LightningModule), path, saved)
+
+
+def accepted(cls: type) -> set[str]:
+    """The names of the arguments of a class, those that it hands to its parents included."""
+    names: set[str] = set()
+    for parent in cls.__mro__:
+        if "__init__" in vars(parent):
+            parameters = inspect.signature(parent.__init__).parameters.values()  # type: ignore[misc]
+            names |= {parameter.name for parameter in parameters}
+            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
+                break
+    return names
 
 
 def described(cls: type, path: str, saved: dict[str, Any]) -> dict[str, Any]:
@@ -119,10 +131,8 @@ def described(cls: type, path: str, saved: dict[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: There are some that no version known here has.
     """
-    own = inspect.signature(cls).parameters
-    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in own.values()):
-        return {"class_path": path, "init_args": dict(saved)}
-    # those of older checkpoints also hold what was handed to parent classes
+    own = accepted(cls)
+    # older checkpoints also hold what was handed to parent classes
     known = {name for parent in cls.__mro__ for name in inspect.signature(parent.__init__).parameters}  # type: ignore[misc]
     if unknown := [name for name in saved if name not in known]:
         raise CheckpointError(
@@ -134,7 +144,7 @@ def described(cls: type, path: str, saved: dict[str, Any]) -> dict[str, Any]:
 
 def data_config(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     """The same of the data that the model was trained on; None if it was not trained through a datamodule."""
-    data = checkpoint.get("data")
+    data = record(checkpoint).get("data")
     if data is None:
         return None
     return described(find_class(data["class_path"], LightningDataModule), data["class_path"], data["init_args"])
@@ -142,14 +152,15 @@ def data_config(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
 
 def saved_class(checkpoint: dict[str, Any], key: str) -> str | None:
     """The class of a checkpoint's ``model`` or ``data``; None if it was not trained through a datamodule."""
-    return checkpoint["class_path"] if key == "model" else (checkpoint.get("data") or {}).get("class_path")
+    own = record(checkpoint)
+    return own["class_path"] if key == "model" else (own.get("data") or {}).get("class_path")
 
 
 def require_same_shapes(model: torch.nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
     """Raise a CheckpointError that names the weights of a checkpoint that do not fit into ``model``."""
-    name, trained = type(model).__name__, checkpoint["class_path"].split(".")[-1]
+    name, trained = type(model).__name__, record(checkpoint)["class_path"].split(".")[-1]
     if name != trained:
-        raise CheckpointError(f"{path} holds a {trained}, no {name}: leave out --model, or use --model.init_from")
+        raise CheckpointError(f"{path} holds a {trained}, no {name}: leave out --model, or use --init_from")
     ours, theirs = model.state_dict(), checkpoint["state_dict"]
     differing = [
         f"{name} {tuple(theirs[name].shape) if name in theirs else 'missing'}, "
@@ -208,5 +219,5 @@ def require_training_state(checkpoint: dict[str, Any]) -> None:
     if not has_training_state(checkpoint):
         raise UserError(
             "the checkpoint holds weights only, and training cannot go on from it: to begin with these weights use "
-            "--model.init_from in place of --ckpt_path"
+            "--init_from in place of --ckpt_path"
         )

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lit_generative.checkpoints.load import (
-    CheckpointError,
     build,
     class_path,
     described,
@@ -22,6 +21,7 @@ from lit_generative.checkpoints.load import (
     require_same_meaning,
     require_same_shapes,
 )
+from lit_generative.checkpoints.record import KEY, CheckpointError, record, today, upgrade
 from lit_generative.utils.files import atomic_write, require_new
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -96,38 +96,40 @@ def weights_of(saved: Any, path: Path, raw: bool = False) -> dict[str, Tensor]:
     Raises:
         CheckpointError: It holds something else.
     """
-    averaged = saved.get("ema") if isinstance(saved, dict) else None
+    others = record(saved).get("training_weights") if isinstance(saved, dict) and KEY in saved else None
     if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
         saved = saved["state_dict"]
     if not isinstance(saved, dict) or not saved or not all(isinstance(v, Tensor) for v in saved.values()):
         raise CheckpointError(f"{path} holds no state dict, that is, tensors by name")
-    others = averaged.get("weights") if isinstance(averaged, dict) else None
     if raw and not isinstance(others, dict):
-        raise CheckpointError(f"{path} holds no averaged weights, and so no raw ones beside them: leave out #raw")
+        raise CheckpointError(f"{path} holds no averaged weights, and so no raw ones: leave out init_from_raw")
     return saved | others if raw and others else saved
 
 
-def start_from(model: Any, source: str) -> None:
-    """Load those weights whose name and shape fit, and say which were loaded, skipped and left fresh.
+def init_from(model: Any, source: str, raw: bool = False, partly: bool = False) -> Any:
+    """Load into ``model`` the weights whose name and shape fit, and say which were loaded, skipped and left fresh.
 
-    ``source`` is what `fetch` takes, or several with commas between them. ``#raw`` behind one asks for the weights that
-    were averaged in place of their averages, ``#partly`` allows that more than half of the model is left as it is.
+    Args:
+        model: The model that takes them.
+        source: What `fetch` takes, or several with commas between them.
+        raw: Of checkpoints with averaged weights (`EMA`), take the weights that were averaged.
+        partly: Allow that more than half of the model is left fresh.
+
+    Returns:
+        The model.
 
     Raises:
-        CheckpointError: Nothing can be read; or more than half of the model's numbers would be left as they are.
+        CheckpointError: Nothing can be read; or more than half of the model's numbers would be left fresh.
     """
     state: dict[str, Tensor] = {}
-    partly = False
-    for part in [source] if Path(source).expanduser().exists() else source.split(","):
-        place, *options = [part] if Path(part).expanduser().exists() else part.strip().split("#")
-        if unknown := set(options) - {"raw", "partly"}:
-            raise CheckpointError(f"{part}: #{unknown.pop()} is neither #raw nor #partly")
-        path = fetch(place)
+    for place in [source] if Path(source).expanduser().exists() else source.split(","):
+        path = fetch(place.strip())
         saved = read_safely(path)
-        if isinstance(saved, dict) and saved.get("class_path") == class_path(model):
-            require_same_meaning(model, saved)
-        state |= model.convert_state_dict(weights_of(saved, path, raw="raw" in options))
-        partly |= "partly" in options
+        if isinstance(saved, dict) and isinstance(saved.get("class_path", ""), str):
+            upgrade(saved)
+            if KEY in saved and record(saved).get("class_path") == class_path(model):
+                require_same_meaning(model, saved)
+        state |= model.convert_state_dict(weights_of(saved, path, raw))
     own = model.state_dict()
     fitting = {name: v for name, v in state.items() if name in own and v.shape == own[name].shape}
     skipped = [
@@ -141,12 +143,13 @@ def start_from(model: Any, source: str) -> None:
     report += f"; {len(skipped)} skipped ({', '.join(skipped[:3])}{', ...' * (len(skipped) > 3)})" if skipped else ""
     report += f"; {len(fresh)} left fresh ({', '.join(fresh[:3])}{', ...' * (len(fresh) > 3)})" if fresh else ""
     if not fitting or (2 * left > total and not partly):
-        remedy = " If it is meant, write #partly behind it" if fitting else ""
+        remedy = " If this is meant, set init_from_partly" if fitting else ""
         raise CheckpointError(
             f"{report}: that is {left:,} of {total:,} numbers; is it a checkpoint of another model?{remedy}"
         )
     model.load_state_dict(fitting, strict=False)
     rank_zero_info(report)
+    return model
 
 
 # -- folders ---------------------------------------------------------------------------------------
@@ -189,7 +192,7 @@ def from_pretrained(source: str | Path) -> LightningModule:
         config: dict[str, Any] = json.loads(path.read_text())
         wanted, checksum = config["class_path"], config["sha256"]
         cls = find_class(wanted, LightningModule)
-        arguments = described(cls, wanted, config["init_args"])["init_args"]
+        arguments = described(cls, wanted, today(wanted, config["init_args"]))["init_args"]
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -198,7 +201,7 @@ def from_pretrained(source: str | Path) -> LightningModule:
         raise CheckpointError(f"{weights} is damaged: its checksum is not that of {path}")
     model: Any = build(cls, arguments, path)
     state = load_file(weights)
-    require_same_shapes(model, {"class_path": wanted, "state_dict": state}, weights)
+    require_same_shapes(model, {KEY: {"class_path": wanted}, "state_dict": state}, weights)
     model.load_state_dict(state)
     return model.eval()
 

@@ -60,7 +60,6 @@ class Adversarial(GenerativeModel):
     generator: nn.Module
     discriminator: nn.Module
     monitor: str | None = None  # a game has no loss to choose by
-    handed_on = (*GenerativeModel.handed_on, "adversarial_steps", "adversarial_step_begun")
 
     def __init__(self, n_critic: int = 1, accumulate_grad_batches: int = 1, clip: float = 0.0, **rest: Any) -> None:
         super().__init__(**rest)
@@ -192,25 +191,25 @@ class Adversarial(GenerativeModel):
                 )
         return []
 
-    def start_training(self, handed_on: Mapping[str, Any]) -> None:
+    def training_state(self) -> dict[str, Any]:
+        state = super().training_state()
+        state["steps"] = [self.discriminator_steps, self.generator_steps, self.images_seen]
+        if self._waiting and self.trainer.world_size == 1:  # each process has its own; one would not do for all
+            named = self.discriminator.named_parameters()
+            gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
+            state["step_begun"] = {"batches": self._waiting, "gradients": gradients}
+        return state
+
+    def start_training(self, state: Mapping[str, Any]) -> None:
         if any(isinstance(config.scheduler, ReduceLROnPlateau) for config in self.trainer.lr_scheduler_configs):
             raise UserError(f"{type(self).__name__} has no loss to watch: ReduceLROnPlateau cannot be used")
-        steps = handed_on.get("adversarial_steps", [0, 0, 0])
-        self.discriminator_steps, self.generator_steps, self.images_seen = steps  # before a line that shows them
-        super().start_training(handed_on)
-        begun = handed_on.get("adversarial_step_begun", {})
+        # before the log, which shows them
+        self.discriminator_steps, self.generator_steps, self.images_seen = state.get("steps", [0, 0, 0])
+        super().start_training(state)
+        begun = state.get("step_begun", {})
         self._waiting = [(x.to(self.device), c.to(self.device)) for x, c in begun.get("batches", ())]
         for name, gradient in begun.get("gradients", {}).items():
             self.discriminator.get_parameter(name).grad = gradient.to(self.device)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["adversarial_steps"] = [self.discriminator_steps, self.generator_steps, self.images_seen]
-        if self._waiting and self.trainer.world_size == 1:  # each process has its own; one would not do for all
-            gradients = {
-                name: p.grad.clone() for name, p in self.discriminator.named_parameters() if p.grad is not None
-            }
-            checkpoint["adversarial_step_begun"] = {"batches": self._waiting, "gradients": gradients}
-        super().on_save_checkpoint(checkpoint)
 
 
 @contextmanager

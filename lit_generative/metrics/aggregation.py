@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lit_generative.errors import UserError
 from lit_generative.utils.precision import Move, device_only, exact
 
 
@@ -78,7 +79,7 @@ class MomentsByName:
         if self._moments is None:
             self.names, self._moments = tuple(values), Moments(len(values)).to(rows.device)
         if self.names != tuple(values):
-            raise ValueError(f"every batch must give the same numbers: {self.names}, then {tuple(values)}")
+            raise UserError(f"every batch must give the same numbers: {self.names}, then {tuple(values)}")
         self._moments.update(rows)
 
     def compute(self, device: torch.device) -> dict[str, Stats]:

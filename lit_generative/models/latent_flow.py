@@ -49,7 +49,6 @@ class LatentFlow(GenerativeModel):
     needs_float32 = "a density of rounded latents is none"
     ood_headline = "sum"
     smallest_batch = 2  # of vectors, whose variance the flow's normalisations start from
-    handed_on = (*GenerativeModel.handed_on, "flow_started")
 
     def __init__(
         self,
@@ -171,9 +170,12 @@ class LatentFlow(GenerativeModel):
             self.autoencoder.eval()
         return self
 
-    def start_training(self, handed_on: Mapping[str, Any]) -> None:
-        super().start_training(handed_on)
-        self.flow_started = handed_on.get("flow_started", False)
+    def training_state(self) -> dict[str, Any]:
+        return super().training_state() | {"flow_started": self.flow_started}
+
+    def start_training(self, state: Mapping[str, Any]) -> None:
+        super().start_training(state)
+        self.flow_started = state.get("flow_started", False)
         steps = self.trainer.estimated_stepping_batches
         if self.autoencoder_fraction > (steps - 1) / steps and not self.flow_started:
             raise UserError(
@@ -210,10 +212,6 @@ class LatentFlow(GenerativeModel):
             f"latent_log_density: log p of {self.latent} numbers, nats, which is not a likelihood of images; "
             f"reconstruction: squared error summed over {self.dims} pixels in [0, 1]"
         )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["flow_started"] = self.flow_started
-        super().on_save_checkpoint(checkpoint)
 
     def configure_optimizers(self) -> Any:
         learning = self.flow if self.pretrained else self
