@@ -34,7 +34,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     checkpoint = read_safely(Path(path))
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get("class_path", ""), str):
-        upgrade(checkpoint)
+        upgrade(checkpoint, path)
     if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint written by a model of lit-generative")
     arguments = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})

@@ -126,7 +126,7 @@ def init_from(model: Any, source: str, raw: bool = False, partly: bool = False) 
         path = fetch(place.strip())
         saved = read_safely(path)
         if isinstance(saved, dict) and isinstance(saved.get("class_path", ""), str):
-            upgrade(saved)
+            upgrade(saved, path)
             if KEY in saved and record(saved).get("class_path") == class_path(model):
                 require_same_meaning(model, saved)
         state |= model.convert_state_dict(weights_of(saved, path, raw))

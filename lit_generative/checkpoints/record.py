@@ -46,7 +46,7 @@ def record(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return checkpoint.setdefault(KEY, {"version": VERSION})
 
 
-def upgrade(checkpoint: dict[str, Any]) -> None:
+def upgrade(checkpoint: dict[str, Any], path: Any = "the checkpoint") -> None:
     """Give a checkpoint of an older version today's form, in place; one of today's stays as it is.
 
     Raises:
@@ -55,7 +55,7 @@ def upgrade(checkpoint: dict[str, Any]) -> None:
     if KEY in checkpoint:
         version = checkpoint[KEY].get("version") if isinstance(checkpoint[KEY], dict) else None
         if version != VERSION:
-            raise CheckpointError(f"the checkpoint is of version {version}, and this lit-generative reads {VERSION}")
+            raise CheckpointError(f"{path} is of version {version}, and this lit-generative reads up to {VERSION}")
         return
     if "class_path" not in checkpoint:
         return

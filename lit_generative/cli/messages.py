@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_generative import __version__
+from lit_generative.checkpoints import record
 from lit_generative.errors import UserError
 from lit_generative.sampling import no_memory
 
@@ -50,6 +51,15 @@ IGNORED = (
     # val_size 0
     "Total length of `list` across ranks is zero",
 )
+# How the parser complains of names of before, and what to write instead; CHANGELOG.md has them all.
+RENAMED = {
+    **{rf"Option '{before}' is not accepted": f"{before} is now {now}" for before, now in record.RENAMED.items()},
+    **{rf"Got value: {before} ?": f"{before} is now {now}" for (_, before), now in record.RENAMED_VALUES.items()},
+    r"Option 'init_from' is not accepted": "write --init_from in place of --model.init_from",
+    r"\bFilm\b": "Film is now TrainingAnimation",
+    r"\bNoisingFilm\b": "NoisingFilm is now NoisingAnimation",
+    r"\bDenoisingFilm\b": "DenoisingFilm is now DenoisingAnimation",
+}
 LIGHTNING = Path(lightning.__file__).parent
 CHECKED_BY = (LIGHTNING, Path(torch.optim.__file__).parent)  # whoever raises an error about arguments of users
 
@@ -88,6 +98,8 @@ def readable(error: Exception) -> str | None:
     noise = ("Does not validate against", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
     text = " ".join(line for line in lines if line and not line.startswith(noise))
+    if renamed := [now for before, now in RENAMED.items() if re.search(before, text)]:
+        text += f": {', '.join(renamed)}, see CHANGELOG.md"
     of_lists = r"Expected a <class '(collections\.abc\.Sequence|list|tuple)'>\. Got value: ([^\s\[]+)"
     return re.sub(of_lists, r"Expected a list, as in [\2]. Got value: \2", text)
 
