@@ -161,7 +161,7 @@ def test_runs_that_start_together_have_folders_of_their_own(tmp_path):
 
 
 def test_only_the_first_process_takes_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("lit_generative.checkpoints.last.rank_zero_only.rank", 1)
+    monkeypatch.setattr("lit_generative.training.run_logger.rank_zero_only.rank", 1)
     assert RunLogger(tmp_path, "a").version == 0 and not list(tmp_path.iterdir())
 
 

@@ -46,7 +46,7 @@ def rows(folder):
 def test_such_errors_are_what_python_calls_them():
     for error in (datamodules.DataError, train.NonFiniteError):
         assert issubclass(error, UserError)
-    with pytest.raises(ValueError, match="must be positive") as raised:
+    with pytest.raises(ValueError, match="must be >= 1") as raised:
         VAE(latent=0)
     assert isinstance(raised.value, UserError)
 

@@ -104,11 +104,12 @@ class DiffusionModel(GenerativeModel, ABC):
         sampler: str | None = None,
         power: float | None = None,
         guidance: float = 0.0,
+        eta: float | None = None,
         callback: StepCallback | None = None,
-        **options: Any,
     ) -> Tensor:
         """Images in [0, 1] from noise ``(B, *data_shape)``; see `sample`. ``callback(t, x_t, x_0)`` sees every step."""
         name, n = sampler or self.sampler, self.sampling_steps if steps is None else steps
+        options = {} if eta is None else {"eta": eta}
         draw, spacing = self.require_sampler(name, options)
         self.require_labels(len(x_T), c, guidance)
         times = spacing(self.schedule, n) if power is None else self.schedule.timesteps(n, power)
@@ -129,7 +130,7 @@ class DiffusionModel(GenerativeModel, ABC):
         sampler: str | None = None,
         power: float | None = None,
         guidance: float = 0.0,
-        **options: Any,
+        eta: float | None = None,
     ) -> Tensor:
         """Draw images ``(n, C, H, W)`` in [0, 1].
 
@@ -140,10 +141,10 @@ class DiffusionModel(GenerativeModel, ABC):
             sampler: Name of one of `samplers` (default: the model's).
             power: Spacing of the times, see `power_timesteps` (default: the sampler's own).
             guidance: Strength of classifier-free guidance, see `denoise`.
-            options: Other arguments of the sampler, such as ``eta`` of ``ddim``.
+            eta: Noise of the sampler ``ddim``, from 0 (none, the default) to 1 (as much as the ancestral one's).
         """
         x_T = self.noise(n, *self.data_shape)
-        return self.generate(x_T, c, steps, sampler, power, guidance, **options)
+        return self.generate(x_T, c, steps, sampler, power, guidance, eta)
 
     @torch.no_grad()
     def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
