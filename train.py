@@ -1,76 +1,65 @@
 """Any model on any data: ``python train.py {fit,validate,test,predict,sample,export} --help``."""
 
-import inspect
-import json
 import os
 import signal
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace, auto_cli
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 import datamodules
 import lit_generative.models
-from callbacks import (
-    CheckMonitors,
-    PredictionWriter,
-    Progress,
-    ReconstructionGrid,
-    Report,
-    SampleGrid,
-    SaveOnSignal,
-    TranslationGrid,
-    TranslationScores,
-    WandbRecord,
-)
+from callbacks import CheckMonitors, PredictionWriter, Progress, Report, SaveOnSignal, WandbRecord
+from callbacks.defaults import default_callbacks
 from lit_generative.checkpoints import init_from
 from lit_generative.checkpoints.best import DEFAULT_MONITOR, BestModelCheckpoint
-from lit_generative.checkpoints.last import AtomicCheckpointIO, LastCheckpoint, newest_checkpoint
+from lit_generative.checkpoints.last import AtomicCheckpointIO, LastCheckpoint
 from lit_generative.checkpoints.load import (
-    data_config,
     import_classes,
-    known_classes,
-    model_config,
-    read_checkpoint,
     require_same_meaning,
     require_same_shapes,
     require_training_state,
-    saved_class,
 )
-from lit_generative.checkpoints.record import record
 from lit_generative.cli.arguments import (
+    add_run_arguments,
     as_list,
+    choose_optimization,
     classes_first,
+    gives,
     named,
     narrow_trainer_types,
     option,
+    require_known,
     require_values,
-    same,
 )
 from lit_generative.cli.commands import export, sample
 from lit_generative.cli.messages import calm, please_report, readable
+from lit_generative.cli.resume import resume, with_checkpoint
 from lit_generative.errors import UserError
 from lit_generative.generative_model import GenerativeModel
-from lit_generative.protocols import Reconstructs, Samples, Translates
 from lit_generative.training.log import NonFiniteError
-from lit_generative.training.run_logger import RunLogger
+from lit_generative.training.run_logger import RunLogger, start_wandb
 from lit_generative.utils.files import unused
 
 DESCRIPTION = "Deep generative models. Beside the subcommands below, `train.py sample` and `export` take a checkpoint."
-FREE = ("data_dir", "batch_size", "cache_dir", "download")  # what a run that goes on may change of its data
 RUNS = "runs"  # the default of --trainer.default_root_dir, which loggers with this save_dir follow
-CHOICES = {"model": (LightningModule, lit_generative.models), "data": (LightningDataModule, datamodules)}
+CHOICES: dict[str, tuple[type, str]] = {
+    "model": (LightningModule, lit_generative.models.__name__),
+    "data": (LightningDataModule, datamodules.__name__),
+    "optimizer": (Optimizer, "torch.optim"),
+    "lr_scheduler": (LRScheduler, "torch.optim"),
+}
 
 
 class CLI(LightningCLI):
@@ -102,17 +91,7 @@ class CLI(LightningCLI):
         return {name: known[name] for name in self.args[:1] if name in known} or known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str | None, help="Name of the run's folder (default: the recipe's).")
-        text = "Go on with the newest run of this name, in its folder, if there is one; else begin (fit)."
-        parser.add_argument("--resume", action="store_true", help=text)
-        text = "Batches after which last.ckpt is written, beside once an epoch (fit)."
-        parser.add_argument("--save_every", type=PositiveInt | None, help=text)
-        text = "Weights to start from: a file, a folder, wandb://... or hf://..., or several with commas between them."
-        parser.add_argument("--init_from", type=str | None, help=text)
-        text = "Of checkpoints with averaged weights, start from those that were averaged."
-        parser.add_argument("--init_from_raw", type=bool, default=False, help=text)
-        text = "Allow that these weights fit less than half of the model."
-        parser.add_argument("--init_from_partly", type=bool, default=False, help=text)
+        add_run_arguments(parser)
         parser.add_lightning_class_args(BestModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.monitor": DEFAULT_MONITOR, "checkpoint.enable_version_counter": False})
         narrow_trainer_types(parser)
@@ -128,26 +107,16 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Put what a checkpoint says of its model and data before all arguments, so that those win."""
         for key, (base, package) in CHOICES.items():
-            name, classes = option(args, f"--{key}"), known_classes(base, package.__name__)
-            known = [cls.__name__ for cls in classes if not inspect.isabstract(cls)]
-            if name is not None and name.isidentifier() and name not in known:
-                raise UserError(f"there is no {key} called {name}: choose from {', '.join(sorted(known))}")
+            require_known(args, key, base, package)
         import_classes(named(args))  # a checkpoint may speak of them, and imports nothing itself
-        path = option(args, "--ckpt_path")
-        if path is not None and path not in ("best", "last", "hpc"):
-            self.checkpoint = read_checkpoint(path)
-            saved = {}
-            for key, described in (("model", model_config), ("data", data_config)):
-                mine, theirs = option(args, f"--{key}"), saved_class(self.checkpoint, key)
-                # other data than those of training have nothing of their arguments
-                if theirs is not None and (mine is None or mine.split(".")[-1] == theirs.split(".")[-1]):
-                    saved[key] = described(self.checkpoint)
-            args = [args[0], "--config", json.dumps(saved), *args[1:]]
+        self.checkpoint, args = with_checkpoint(args)
         try:
             self.config = parser.parse_args(args[:1] + classes_first(args[1:]))
         except (KeyError, TypeError, ValueError) as error:  # of a damaged file
             raise UserError(f"a configuration cannot be read: {error}") from error
         config = self.config[self.config.subcommand]
+        if config.optimizer is not None and not gives(args, "optimizer", "lr"):
+            config.optimizer.init_args.pop("lr", None)  # the default of a class that knows no model
         self.placed = config.name is not None or option(args, "--trainer.default_root_dir") is not None
         config.name = config.name or run_name(config)
         self.version: int | None = None
@@ -155,56 +124,10 @@ class CLI(LightningCLI):
             raise UserError("--resume goes on with training: it is for fit")
         if config.get("resume"):
             config.resume = False  # it says how this process starts, and is no setting of the run
-            self._resume(config)
-
+            self.checkpoint, self.version = resume(config)
         if self.checkpoint is not None and config.init_from is not None:
             rank_zero_info(f"{config.init_from} is not loaded: the weights are those of {config.ckpt_path}")
             config.init_from = None
-
-    def _resume(self, config: Namespace) -> None:
-        if config.ckpt_path is not None or config.checkpoint.dirpath is not None:
-            raise UserError("--resume finds the checkpoint in the run's folder: leave out --ckpt_path and dirpath")
-        runs = Path(config.trainer.default_root_dir).expanduser() / config.name
-        path = newest_checkpoint(runs)
-        if path is None:
-            rank_zero_info(f"the newest run in {runs}, if any, has no checkpoint to go on from: beginning anew")
-        else:
-            self.checkpoint, config.ckpt_path = read_checkpoint(path), str(path)
-            self._require_same_data(config, path)
-            before, now = model_config(self.checkpoint)["init_args"], config.model.init_args
-            changed = [
-                f"{key} {now[key]}, before {value}"
-                for key, value in before.items()
-                # what was borrowed from a file is described in the checkpoint
-                if key in now and not isinstance(value, dict) and not same(now[key], value)
-            ]
-            if changed:
-                rank_zero_warn(f"the run goes on with other arguments of its model: {'; '.join(changed)}")
-            for logger in as_list(config.trainer.logger):
-                wandb_id = record(self.checkpoint).get("wandb_id")
-                if getattr(logger, "class_path", "").endswith("WandbLogger") and wandb_id is not None:
-                    logger.init_args.id = wandb_id  # Lightning goes on with a run of that name
-            self.version = int(path.parents[1].name.removeprefix("version_"))
-            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # as it should be
-            rank_zero_info(f"going on from {path}, step {self.checkpoint['global_step']}")
-
-    def _require_same_data(self, config: Namespace, path: Path) -> None:
-        assert self.checkpoint is not None
-        before, now = data_config(self.checkpoint), config.data.as_dict()
-        if before is None:
-            return
-        classes = [path.split(".")[-1] for path in (before["class_path"], now["class_path"])]
-        changed = classes[:1] if classes[0] != classes[1] else []
-        changed += [
-            f"{key}={value}"
-            for key, value in before["init_args"].items()
-            if key in now["init_args"] and key not in FREE and not same(now["init_args"][key], value)
-        ]
-        if changed:
-            raise UserError(
-                f"the run of {path} was trained on other data ({', '.join(changed)}): give this one another --name, or "
-                "the same --data arguments"
-            )
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own version lets the checkpoint win over the command line."""
@@ -236,6 +159,7 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand != "fit" and (config.ckpt_path or config.init_from) is None:
             raise UserError(f"to {self.subcommand} needs weights that were trained: name a --ckpt_path")
+        choose_optimization(self.model, config)
         if config.init_from is not None:
             init_from(self.model, config.init_from, config.init_from_raw, config.init_from_partly)
         if self.checkpoint is not None:
@@ -272,11 +196,8 @@ class CLI(LightningCLI):
             plugins.append(AtomicCheckpointIO())
         kwargs["plugins"] = plugins
         callbacks: list[Callback] = as_list(config.trainer.callbacks)
-        pictures = config.trainer.callbacks != [] and not config.trainer.barebones  # []: none
-        if pictures and not any(isinstance(c, PICTURES) for c in callbacks):
-            callbacks += [callback() for callback in default_pictures(self.model)]
-            if self.subcommand == "test" and isinstance(self.model, Translates):
-                callbacks += [TranslationScores()]
+        if config.trainer.callbacks != [] and not config.trainer.barebones:  # []: none
+            callbacks += default_callbacks(self.model, callbacks, tests=self.subcommand == "test")
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if config.trainer.enable_progress_bar is not False and not has_bar:
             callbacks = [*callbacks, Progress()]
@@ -304,37 +225,13 @@ class CLI(LightningCLI):
         return [RunLogger(folder, name, self.version, steps, curves=config.trainer.logger is not False), *others]
 
 
-PICTURES = (SampleGrid, ReconstructionGrid, TranslationGrid)
-
-
-def default_pictures(model: Any) -> list[Any]:
-    """What shows what a model can do, where the user has not chosen any of it."""
-    if isinstance(model, Translates):
-        return [TranslationGrid]
-    pairs = ((Samples, SampleGrid), (Reconstructs, ReconstructionGrid))
-    return [callback for protocol, callback in pairs if isinstance(model, protocol)]
-
-
-def start_wandb(logger: WandbLogger) -> None:
-    """Begin the W&B run; without its server, one on the disk, which `wandb sync` uploads later."""
-    import wandb
-
-    try:
-        logger.experiment  # noqa: B018  (begins it)
-    except (wandb.Error, OSError) as error:
-        rank_zero_warn(f"W&B cannot be reached ({error}): the run is recorded offline, for `wandb sync`")
-        wandb.teardown()  # it reads its settings once
-        os.environ["WANDB_MODE"] = "offline"
-        logger.experiment  # noqa: B018
-
-
 def run_name(config: Namespace) -> str:
     """A run is named after its first recipe, fragments aside, or after its model and data."""
     for path in config.get("config") or []:
         # a configuration given as text has no name
         if path is not None and Path(str(path)).absolute().parent.name not in ("logger", "trainer"):
             return Path(str(path)).stem
-    return "_".join(config[key].class_path.split(".")[-1].lower() for key in CHOICES)
+    return "_".join(config[key].class_path.split(".")[-1].lower() for key in ("model", "data"))
 
 
 def leave_together() -> None:

@@ -74,8 +74,7 @@ def turn(model, optimizers, batch):
 
 def compute(build, batch, steps):
     model = build().train()
-    optimizers = model.configure_optimizers()
-    optimizers = optimizers if isinstance(optimizers, list | tuple) else [optimizers]
+    optimizers = model.default_optimizers()
     x, c = torch.rand(batch, 1, 28, 28), torch.zeros(batch, dtype=torch.long)
     for _ in range(WARMUP):
         turn(model, optimizers, (x, c))

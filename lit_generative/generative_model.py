@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -21,12 +20,13 @@ from lit_generative.errors import UserError, UserTypeError
 from lit_generative.training.batches import TakesBatches, require_batches
 from lit_generative.training.evaluation import Evaluates
 from lit_generative.training.log import TrainLog
+from lit_generative.training.optimization import Optimizes
 from lit_generative.training.precision import AnyPrecision
-from lit_generative.training.progress import begin_next_epoch, count_epochs, progress, resume_learning_rates
+from lit_generative.training.progress import begin_next_epoch, count_epochs, resume_learning_rates
 from lit_generative.utils.rng import mixed_seed, rng_states, set_rng_states
 
 
-class GenerativeModel(TakesBatches, Evaluates, PlainArguments, AnyPrecision, TrainLog):
+class GenerativeModel(TakesBatches, Evaluates, Optimizes, PlainArguments, AnyPrecision, TrainLog):
     """A LightningModule with the plumbing that has nothing to do with any paper.
 
     A model states ``image_shape`` and ``num_levels`` (256, or 2 for binary pixels); they are held against the data's
@@ -75,11 +75,6 @@ class GenerativeModel(TakesBatches, Evaluates, PlainArguments, AnyPrecision, Tra
                     "--trainer.strategy ddp_find_unused_parameters_true"
                 )
 
-    def require_length(self, option: str) -> None:
-        """Raise a ValueError if it is not known how long this run is."""
-        if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
-            raise UserError(f"{option} needs to know the length of the run: set --trainer.max_epochs or max_steps")
-
     def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of another's layout that the model knows under our names; others as they are."""
         return state
@@ -106,33 +101,6 @@ class GenerativeModel(TakesBatches, Evaluates, PlainArguments, AnyPrecision, Tra
         The first dimension of inputs and outputs is the batch; ranges are those of the network.
         """
         return {}
-
-    # -- optimisation ------------------------------------------------------------------------------
-
-    @property
-    def fused(self) -> bool:
-        """Whether optimisers may be fused, which is faster: Lightning's mixed precision cannot clip behind those."""
-        trainer = self._trainer
-        mixed = trainer is not None and isinstance(trainer.precision_plugin, MixedPrecision)
-        return not (mixed and self.trainer.gradient_clip_val)
-
-    def with_decay(self, optimizer: torch.optim.Optimizer, lr_decay_start: float, lr_warmup_steps: int = 0) -> Any:
-        """The optimiser with a learning rate that falls linearly to 0 from that fraction of the run on; 1: never.
-
-        In the first ``lr_warmup_steps`` steps it rises linearly. A resumed run of another length follows the schedule
-        of that length from where it stands, see `progress`.
-        """
-        if lr_decay_start >= 1 and not lr_warmup_steps:
-            return optimizer
-        if lr_decay_start < 1:
-            self.require_length("lr_decay_start < 1")
-
-        def factor(step: int) -> float:
-            rise = min(1.0, (step + 1) / (lr_warmup_steps + 1))
-            return rise if lr_decay_start >= 1 else min(rise, (1 - progress(self.trainer)) / (1 - lr_decay_start))
-
-        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
 
     # -- checkpoints, and training that goes on from them ------------------------------------------
 
@@ -172,6 +140,7 @@ class GenerativeModel(TakesBatches, Evaluates, PlainArguments, AnyPrecision, Tra
             own["averages"] = {name: state[name] for name in weights}
             state.update(weights)
         count_epochs(checkpoint)
+        self.take_choices(own.get("optimization", {}))
         self._resumed = own.get("run", {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -183,7 +152,7 @@ class GenerativeModel(TakesBatches, Evaluates, PlainArguments, AnyPrecision, Tra
         own = record(checkpoint)
         self._stop_clock(go_on=self._started is not None)
         own |= {"class_path": class_path(self), "training_seconds": self.training_seconds}
-        own["run"] = self.training_state()
+        own |= {"run": self.training_state(), "optimization": self.choices()}
         data = getattr(self._trainer, "datamodule", None)
         if data is not None and data.hparams:
             own["data"] = {"class_path": class_path(data), "init_args": dict(data.hparams)}

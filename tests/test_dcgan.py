@@ -45,7 +45,7 @@ def test_weights_start_as_in_the_paper(shape):
 
 
 def test_adam_has_the_papers_momentum():
-    for optimizer in DCGAN(width=4, beta1=0.25).configure_optimizers():
+    for optimizer in DCGAN(width=4, beta1=0.25).default_optimizers():
         assert optimizer.defaults["betas"] == (0.25, 0.999) and optimizer.defaults["lr"] == 2e-4
 
 

@@ -164,7 +164,7 @@ def test_averages_are_kept_of_encoder_and_decoder(data_dir, tmp_path):
 
 def test_the_discriminator_learns_as_in_the_paper():
     game = model()
-    vae, critic = game.configure_optimizers()
+    vae, critic = game.default_optimizers()
     assert critic.param_groups[0]["betas"] == (0.5, 0.9) and critic.param_groups[0]["lr"] == 1e-4
     assert {id(p) for p in vae.param_groups[0]["params"]} == {id(p) for p in game.generator.parameters()}
     assert game.log_ratio(torch.randn(5, 2)).shape == (5,)

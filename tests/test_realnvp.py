@@ -83,7 +83,7 @@ def test_temperature_shrinks_the_latents():
 
 def test_only_the_scales_of_weight_norm_decay():
     model = RealNVP(weight_decay=0.1, width=4, depth=1)
-    optimizer = model.configure_optimizers()
+    (optimizer,) = model.default_optimizers()
     decaying = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
     scales = {
         id(m.parametrizations.weight.original0)

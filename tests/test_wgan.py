@@ -41,9 +41,9 @@ def test_losses_by_hand():
 
 
 def test_optimisers_are_the_papers():
-    for optimizer in WGAN(width=4).configure_optimizers():
+    for optimizer in WGAN(width=4).default_optimizers():
         assert isinstance(optimizer, torch.optim.RMSprop) and optimizer.defaults["lr"] == 5e-5
-    for optimizer in WGANGP(width=4).configure_optimizers():
+    for optimizer in WGANGP(width=4).default_optimizers():
         assert isinstance(optimizer, torch.optim.Adam)
         assert optimizer.defaults["lr"] == 1e-4 and optimizer.defaults["betas"] == (0.0, 0.9)
 

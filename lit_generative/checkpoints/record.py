@@ -5,6 +5,7 @@
     training_seconds  wall time of the training so far
     run               what only a training that goes on from here needs, see `GenerativeModel.training_state`
     training_weights  by name: the weights that training goes on with, where ``state_dict`` has their averages
+    optimization      the optimiser and the schedule that the user has chosen in place of the model's
     ema, wandb_id     the callbacks' own
 
 Older checkpoints, which have these as entries of their own, become like today's in `upgrade`.

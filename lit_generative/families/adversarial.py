@@ -45,7 +45,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
 class Adversarial(GenerativeModel):
     """A model whose training is a game of ``generator`` and ``discriminator``.
 
-    `configure_optimizers` gives the optimisers of the two in this order, and their schedules if any.
+    `default_optimizers` gives the optimisers of the two in this order.
     ``trainer.global_step`` counts batches, whatever ``n_critic`` and ``log_terms`` are; a step that float16's scaler
     skips counts too.
 
@@ -78,6 +78,11 @@ class Adversarial(GenerativeModel):
         if stage == "fit":
             self.require_float32("float16 loses small gradients", instead_of=("16-true",))
             self.require_unused_parameters("moves one network at a time")
+
+    @property
+    def fused(self) -> bool:
+        """Whether optimisers may be fused, which is faster: scaled gradients cannot be clipped for those."""
+        return not self.clip
 
     @property
     def step_begun(self) -> bool:

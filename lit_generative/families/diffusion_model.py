@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lit_generative.diffusion.samplers import ddim
 from lit_generative.diffusion.schedules import Schedule
@@ -208,6 +209,5 @@ class DiffusionModel(GenerativeModel, ABC):
         u = (torch.arange(len(x), device=x.device) + torch.rand(1, device=x.device)) / len(x)
         return {"loss": self.losses_at(x, self.schedule.quantile(u), c)}
 
-    def configure_optimizers(self) -> Any:
-        adam = torch.optim.Adam(self.denoiser.parameters(), self.lr, fused=self.fused)
-        return self.with_decay(adam, self.lr_decay_start, self.lr_warmup_steps)
+    def default_optimizers(self) -> list[Optimizer]:
+        return [torch.optim.Adam(self.denoiser.parameters(), self.lr, fused=self.fused)]

@@ -16,7 +16,7 @@ class GAN(Adversarial):
     """A generator of images in [-1, 1] from z ~ N(0, I), and a discriminator (or critic).
 
     A model sets ``generator`` and ``discriminator``, and writes `discriminator_loss`, `generator_loss` and
-    `configure_optimizers`. ``fake`` is in [-1, 1]; ``batch[0]`` is in [0, 1]: `to_symmetric`.
+    `default_optimizers`. ``fake`` is in [-1, 1]; ``batch[0]`` is in [0, 1]: `to_symmetric`.
 
     Args:
         image_shape: (C, H, W) of the images.

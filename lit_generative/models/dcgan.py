@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.optim import Optimizer
 
 from lit_generative.errors import UserError
 from lit_generative.families.adversarial import Batch
@@ -72,6 +73,6 @@ class DCGAN(GAN):
 
     # -- Lightning ---------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> Any:
+    def default_optimizers(self) -> list[Optimizer]:
         networks = (self.generator, self.discriminator)
-        return [torch.optim.Adam(n.parameters(), self.lr, self.betas, fused=not self.clip) for n in networks]
+        return [torch.optim.Adam(n.parameters(), self.lr, self.betas, fused=self.fused) for n in networks]

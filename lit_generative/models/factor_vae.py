@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from lit_generative.errors import UserError
 from lit_generative.families.adversarial import Adversarial, Batch
@@ -116,10 +117,7 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # an adversarial train
             f"{super().describe_evaluation()}; tc: the discriminator's estimate of the total correlation, one draw of z"
         )
 
-    def configure_optimizers(self) -> Any:
-        # fused optimisers cannot be clipped in half precision
-        vae = torch.optim.Adam(self.generator.parameters(), self.lr, fused=not self.clip)
-        critic = torch.optim.Adam(
-            self.discriminator.parameters(), self.lr_discriminator, (0.5, 0.9), fused=not self.clip
-        )
-        return [self.with_decay(vae, self.lr_decay_start), self.with_decay(critic, self.lr_decay_start)]
+    def default_optimizers(self) -> list[Optimizer]:
+        vae = torch.optim.Adam(self.generator.parameters(), self.lr, fused=self.fused)
+        critic = torch.optim.Adam(self.discriminator.parameters(), self.lr_discriminator, (0.5, 0.9), fused=self.fused)
+        return [vae, critic]

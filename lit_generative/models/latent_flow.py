@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lit_generative.errors import UserError
 from lit_generative.families.two_stage import load_frozen_autoencoder
@@ -213,7 +214,7 @@ class LatentFlow(GenerativeModel):
             f"reconstruction: squared error summed over {self.dims} pixels in [0, 1]"
         )
 
-    def configure_optimizers(self) -> Any:
+    def default_optimizers(self) -> list[Optimizer]:
         learning = self.flow if self.pretrained else self
         # what has no gradient is not moved: the flow at first, the autoencoder then
-        return self.with_decay(torch.optim.Adam(learning.parameters(), self.lr, fused=self.fused), self.lr_decay_start)
+        return [torch.optim.Adam(learning.parameters(), self.lr, fused=self.fused)]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, pad
+from torch.optim import Optimizer
 
 from lit_generative.errors import UserError
 from lit_generative.families.adversarial import Adversarial, Batch
@@ -211,7 +212,6 @@ class Pix2Pix(Adversarial):
         c, names = batch
         return {"translation": to_uint8(self.translate(c))} | ({} if names is None else {"name": names})
 
-    def configure_optimizers(self) -> Any:
-        networks = (self.generator, self.discriminator)
-        adams = [torch.optim.Adam(n.parameters(), self.lr, (self.beta1, 0.999), fused=not self.clip) for n in networks]
-        return [self.with_decay(adam, self.lr_decay_start) for adam in adams]
+    def default_optimizers(self) -> list[Optimizer]:
+        networks, betas = (self.generator, self.discriminator), (self.beta1, 0.999)
+        return [torch.optim.Adam(n.parameters(), self.lr, betas, fused=self.fused) for n in networks]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MaxMetric
 
 from lit_generative.errors import UserError
@@ -218,12 +219,10 @@ class RealNVP(GenerativeModel):
             "temperature 1"
         )
 
-    def configure_optimizers(self) -> Any:
+    def default_optimizers(self) -> list[Optimizer]:
         scales = {name for name, _ in self.named_parameters() if name.endswith("parametrizations.weight.original0")}
         groups = [
             {"params": [p for name, p in self.named_parameters() if (name in scales) is scale], "weight_decay": decay}
             for scale, decay in ((False, 0.0), (True, self.weight_decay))
         ]
-        return self.with_decay(
-            torch.optim.Adam([g for g in groups if g["params"]], self.lr, fused=self.fused), self.lr_decay_start
-        )
+        return [torch.optim.Adam([g for g in groups if g["params"]], self.lr, fused=self.fused)]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
+from torch.optim import Optimizer
 
 from lit_generative.errors import UserError
 from lit_generative.generative_model import GenerativeModel
@@ -217,5 +218,5 @@ class VAE(GenerativeModel):
             f"nll: upper bound from k = {self.test_k[-1]}; samples are means of p(x|z), without pixel noise"
         )
 
-    def configure_optimizers(self) -> Any:
-        return self.with_decay(torch.optim.Adam(self.parameters(), self.lr, fused=self.fused), self.lr_decay_start)
+    def default_optimizers(self) -> list[Optimizer]:
+        return [torch.optim.Adam(self.parameters(), self.lr, fused=self.fused)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lit_generative.errors import UserError
 from lit_generative.families.adversarial import Batch
@@ -56,7 +57,7 @@ class WGAN(GAN):
         for p in self.discriminator.parameters():
             p.clamp_(-self.clip_weights, self.clip_weights)
 
-    def configure_optimizers(self) -> Any:
+    def default_optimizers(self) -> list[Optimizer]:
         return [torch.optim.RMSprop(n.parameters(), self.lr) for n in (self.generator, self.discriminator)]
 
 
@@ -101,6 +102,6 @@ class WGANGP(GAN):
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         return {"loss_generator": -at_least_float32(self.discriminator(fake)).mean()}
 
-    def configure_optimizers(self) -> Any:
+    def default_optimizers(self) -> list[Optimizer]:
         networks = (self.generator, self.discriminator)
-        return [torch.optim.Adam(n.parameters(), self.lr, (0.0, 0.9), fused=not self.clip) for n in networks]
+        return [torch.optim.Adam(n.parameters(), self.lr, (0.0, 0.9), fused=self.fused) for n in networks]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
@@ -117,3 +117,16 @@ class _Rows(ExperimentWriter):
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         if not self._there.get(step or 0, set()) >= metrics_dict.keys():  # else written after the checkpoint was
             super().log_metrics(metrics_dict, step)
+
+
+def start_wandb(logger: WandbLogger) -> None:
+    """Begin the W&B run; without its server, one on the disk, which `wandb sync` uploads later."""
+    import wandb
+
+    try:
+        logger.experiment  # noqa: B018  (begins it)
+    except (wandb.Error, OSError) as error:
+        rank_zero_warn(f"W&B cannot be reached ({error}): the run is recorded offline, for `wandb sync`")
+        wandb.teardown()  # it reads its settings once
+        os.environ["WANDB_MODE"] = "offline"
+        logger.experiment  # noqa: B018
