@@ -1,4 +1,4 @@
-"""What a model can do, asked of its methods and never of its class.
+"""What a model can do, and what data can give, asked of their methods and never of their class.
 
 A batch is ``(x, c)``: images ``x`` float32 ``(B, C, H, W)`` in [0, 1] and ``c``, class labels ``(B,)`` int64 or a
 source image. A model of p(x) ignores ``c``. Callbacks check one of these protocols in ``setup``.
@@ -96,13 +96,65 @@ class Translates(Protocol):
         ...
 
 
+# -- of data ---------------------------------------------------------------------------------------
+
+
 @runtime_checkable
 class HasLabels(Protocol):
-    """Of data, not of a model."""
+    """Data whose images have classes."""
 
     def labels_of(self, split: Literal["train", "test"]) -> Tensor:
         """The class of every image of a whole split, int64 ``(N,)``."""
         ...
+
+
+@runtime_checkable
+class HasImages(Protocol):
+    """Data whose images can be had as a whole."""
+
+    image_shape: tuple[int, int, int]
+
+    def stored(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+        """Images of a whole split in their own size, uint8 ``(N, C, H, W)``, and their classes, int64 ``(N,)``."""
+        ...
+
+    def convert(self, images: Tensor) -> Tensor:
+        """Stored images, of this set or another, with the channels and the size of this one, uint8."""
+        ...
+
+    def as_test(self, images: Tensor) -> Tensor:
+        """Stored images, of this set or another, as a model meets this set's in test, uint8."""
+        ...
+
+
+@runtime_checkable
+class ComparesImages(HasImages, Protocol):
+    """Data whose images can be told from those of another set that are brought to the same form."""
+
+    stored_depends_on: tuple[str, ...]  # names of the arguments that change which images are stored
+
+    def describe_conversion(self, images: Tensor) -> str:
+        """What `convert` does to stored images of another set, in words; empty if nothing."""
+        ...
+
+
+@runtime_checkable
+class HasFactors(Protocol):
+    """Data whose images were made from known factors."""
+
+    @property
+    def factors(self) -> Tensor:
+        """The factors of every test image, int64 ``(N, K)``."""
+        ...
+
+
+def require_data(data: object, protocol: type, user: object, remedy: str = "choose other data") -> None:
+    """Raise a TypeError that names what ``data`` lack if they do not follow ``protocol``."""
+    if not isinstance(data, protocol):
+        members = [name for name in (*vars(protocol), *protocol.__annotations__) if not name.startswith("_")]
+        missing = [name for name in members if not hasattr(data, name)]
+        what = "the run has no datamodule" if data is None else f"{type(data).__name__} has no `{'`, `'.join(missing)}`"
+        raise UserTypeError(f"{type(user).__name__} needs data that follow `{protocol.__name__}`, but {what}: {remedy}")
 
 
 def require(model: object, protocol: type, user: object) -> None:

@@ -1,4 +1,6 @@
-"""A model and a sampler are each added in one file, which the command line then takes by class name."""
+"""A model, a sampler and a metric are each added in one file, which the command line then takes by class name."""
+
+import json
 
 import pytest
 import torch
@@ -116,6 +118,33 @@ class HeunDDPM(DDPM):
 '''
 
 
+BRIGHTNESS = '''
+"""Whether samples are as bright as images."""
+
+from lit_generative.metrics.two_sample import TwoSampleMetric
+
+
+class FeatureShift(TwoSampleMetric):
+    """The distance between the means of the features.
+
+    Args:
+        power: Power to which it is taken.
+    """
+
+    reported = {"shift_{}": ".3f"}
+    in_validation = True
+
+    def __init__(self, power: int = 1) -> None:
+        self.power = power
+
+    def measure(self, fake, real, x, y):
+        return {"shift_{}": float((fake.mean - real.mean).norm() ** self.power)}
+
+    def describe(self, m, n):
+        return f"shift: distance between means, to the power of {self.power}"
+'''
+
+
 @pytest.fixture
 def fit(data_dir, tmp_path, monkeypatch):
     """Train the class of a file for an epoch from the command line, and load its checkpoint."""
@@ -163,3 +192,21 @@ def test_a_sampler_is_one_file(fit):
     assert not torch.equal(model.sample(2), model.sample(2))
     with pytest.raises(ValueError, match="there is no sampler euler: choose from ancestral, ddim, dpm_solver, heun"):
         model.sample(1, sampler="euler")
+
+
+def test_a_metric_is_one_file(fit, tmp_path):
+    """Logged in validation and test, in the protocol and the row of results, and able to choose checkpoints."""
+    (tmp_path / "brightness.py").write_text(BRIGHTNESS)
+    further = {"class_path": "brightness.FeatureShift", "init_args": {"power": 2}}
+    options = {"num_samples": 200, "neighbours": 0, "cache_dir": str(tmp_path / "cache"), "metrics": [further]}
+    callbacks = json.dumps([{"class_path": "FID", "init_args": options}])
+    fit("heun_ddpm", HEUN, "HeunDDPM", "--model.channels=[8,8]", "--model.groups=4", "--model.steps=20",
+        "--model.sampling_steps=2", "--checkpoint.monitor=val/shift_lenet_fashion_mnist",
+        f"--trainer.callbacks={callbacks}")  # fmt: skip
+    run = tmp_path / "runs" / "run" / "version_0"
+    assert "val/shift_lenet_fashion_mnist" in (run / "metrics.csv").read_text().splitlines()[0]
+    train.main(["test", f"--ckpt_path={run}/checkpoints/best.ckpt", f"--trainer.callbacks={callbacks}"])
+    results = json.loads((run / "test" / "version_0" / "results.json").read_text())
+    shift = results["metrics"]["shift_lenet_fashion_mnist"]
+    assert shift > 0 and results["row"]["shift_lenet_fashion_mnist"] == f"{shift:.3f}"
+    assert "shift: distance between means, to the power of 2" in results["protocol"]["FID"]

@@ -281,14 +281,14 @@ def test_what_cannot_work_is_said_before_training(data, fid, tmp_path, monkeypat
     with pytest.raises(TypeError, match=r"FID needs a model .* but Stub has no `sample`"):
         fit(fid(), Stub())
     loader = torch.utils.data.DataLoader(torch.zeros(4, 1))
-    with pytest.raises(TypeError, match="needs a datamodule that gives its images"):
+    with pytest.raises(TypeError, match="needs data that follow `HasImages`, but the run has no datamodule: give"):
         fit(fid(), train_dataloaders=loader, val_dataloaders=loader)
     np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(ValueError, match="has 3 features, but quarters gives 4"):
         fit(fid(reference=str(tmp_path / "other.npz")))
     with pytest.warns(UserWarning, match="3 samples are fewer than the 4 features"):
         fit(fid(num_samples=3))
-    with pytest.raises(ValueError, match="num_samples starts at 2"):
+    with pytest.raises(ValueError, match="num_samples must be >= 2"):
         FID(num_samples=1)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)

@@ -191,7 +191,7 @@ def test_disentanglement_is_scored_where_factors_are_known(tmp_path):
 
 
 def test_disentanglement_needs_factors(data, tmp_path):
-    with pytest.raises(TypeError, match=r"needs data whose factors are known .* FashionMNIST has none"):
+    with pytest.raises(TypeError, match=r"needs data that follow `HasFactors`, but FashionMNIST has no `factors`"):
         trainer(tmp_path, callbacks=[Disentanglement()]).test(Posterior(), datamodule=data)
 
 

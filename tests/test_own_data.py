@@ -166,8 +166,8 @@ def test_evaluation_of_data_of_ones_own_leaves_out_what_it_cannot(own_module, ru
     path = own_module("Foreign")
     run("test", "--data", path, "--data.count=8", "--config", Path(__file__).parents[1] / "configs" / "evaluate.yaml")
     said = capsys.readouterr().err
-    assert "no Fréchet distance: FID needs a datamodule that gives its images" in said
-    assert "no out-of-distribution scores: OODScores: Foreign does not give its images" in said
+    assert "no Fréchet distance: FID needs data that follow `HasImages`, but Foreign has no `stored`" in said
+    assert "no out-of-distribution scores: OODScores needs data that follow `ComparesImages`" in said
     own = sys.modules[path.partition(".")[0]].Foreign()
     with pytest.raises(TypeError, match="Foreign does not give its images"):
         trainer(tmp_path, callbacks=[OODScores([MNIST()])]).test(Density(), datamodule=own, verbose=False)

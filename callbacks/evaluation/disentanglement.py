@@ -7,9 +7,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.base import PerImageCallback
-from lit_generative.errors import UserError, UserTypeError
+from lit_generative.errors import UserError
 from lit_generative.metrics.disentanglement import factor_vae_score, mutual_information_gap
-from lit_generative.protocols import HasPosterior, require
+from lit_generative.protocols import HasFactors, HasPosterior, require, require_data
 
 
 class Disentanglement(PerImageCallback):
@@ -34,11 +34,7 @@ class Disentanglement(PerImageCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         require(pl_module, HasPosterior, self)
         data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(data, "factors"):
-            raise UserTypeError(
-                f"Disentanglement needs data whose factors are known (`factors`), as Sprites has them, "
-                f"but {type(data).__name__} has none"
-            )
+        require_data(data, HasFactors, self, "choose data whose factors are known, as Sprites")
         self._factors = data.factors
 
     def keep(self, model: Any, x: Tensor, c: Tensor) -> Tensor:

@@ -18,11 +18,9 @@ from lit_generative.errors import UserError, UserTypeError
 from lit_generative.images import from_uint8
 from lit_generative.metrics import ood
 from lit_generative.metrics.aggregation import PerImage
-from lit_generative.protocols import HasLogProb, HasOODScores, require
+from lit_generative.protocols import ComparesImages, HasLogProb, HasOODScores, require, require_data
 from lit_generative.utils.precision import exact, exact_device, for_weights
 from lit_generative.utils.rng import forked_rng, mixed_seed
-
-NEEDED = ("stored", "stored_depends_on", "as_test", "describe_conversion")  # of every set
 
 
 class OODScores(EvaluationCallback):
@@ -76,6 +74,7 @@ class OODScores(EvaluationCallback):
         self._sets: dict[str, Tensor] = {}  # what to score; empty: there is nothing to do
         self._numbers: dict[str, Tensor] = {}  # of the images in their files
         self._others: list[str] = []
+        self.reported: dict[str, str] = {}
         self._background: Any = None
         self._rows: dict[str, PerImage] = {}
 
@@ -89,9 +88,7 @@ class OODScores(EvaluationCallback):
         try:
             require(pl_module, HasOODScores if isinstance(pl_module, HasOODScores) else HasLogProb, self)
             for data in (own, *self.data):
-                if not all(hasattr(data, name) for name in NEEDED):
-                    name = type(data).__name__
-                    raise UserTypeError(f"OODScores: {name} does not give its images (`stored`, `as_test`)")
+                require_data(data, ComparesImages, self)
         except UserTypeError as error:
             if self.strict:
                 raise
@@ -218,6 +215,7 @@ class OODScores(EvaluationCallback):
             raise UserError(f"OODScores: no score is called {self.headline}: choose from {', '.join(inside)}")
         if headline := [metrics[key] for n in self._others if (key := f"{n}/auroc_{self._headline}") in metrics]:
             metrics[f"auroc_{self._headline}"] = sum(headline) / len(headline)
+            self.reported = {f"ood/auroc_{self._headline}": ".3f"}
         broken = sum(int((~values.isfinite()).sum()) for scores in self._scores.values() for values in scores.values())
         metrics["not_finite"] = float(broken)
         if broken:

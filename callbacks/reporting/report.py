@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from callbacks.reporting._heading import heading
 from callbacks.reporting._lines import INDENT, duration, fact, number, numbers, place, wrapped
 from lit_generative.checkpoints.best import last_checkpoint, run_checkpoint
 from lit_generative.utils.files import set_aside
+
+TITLES = {"samples_per_second": "samples/s", "nll": "NLL, nats", "bpd": "bits/dim"}
 
 
 class Report(Callback):
@@ -97,7 +100,7 @@ class Report(Callback):
             if text := getattr(speaker, "describe_test", str)():
                 name = type(speaker).__name__
                 protocol[f"{name} {len(protocol)}" if name in protocol else name] = text
-        row = _row(pl_module, data, metrics)
+        row = _row(pl_module, data, speakers, metrics)
         table = [" | ".join(cells) for cells in (row, ["---"] * len(row), row.values())]
         text = "".join(f"| {line} |\n" for line in table)
         text += "".join(f"\n* {name}: {description}" for name, description in protocol.items()) + "\n"
@@ -118,33 +121,24 @@ class Report(Callback):
             print(f"{'run folder':<{INDENT}}{folder}")
 
 
-def _row(model: LightningModule, data: Any, metrics: dict[str, float]) -> dict[str, str]:
-    """One line to compare any two models by; what was not measured is a dash."""
-
-    def cell(name: str, form: str = ".3f") -> str:
-        error = metrics.get(f"{name}_stderr")
-        return (f"{metrics[name]:{form}}" if name in metrics else "-") + (f" ± {error:{form}}" if error else "")
-
-    distance = next((name for name in metrics if name.startswith("fid_")), "fid")
-    outside = next((name.removeprefix("ood/auroc_") for name in metrics if name.startswith("ood/auroc_")), "")
+def _row(model: LightningModule, data: Any, speakers: Iterable[Any], metrics: dict[str, float]) -> dict[str, str]:
+    """One line to compare any two models by: what each speaker calls ``reported``, where it was measured."""
     seconds = getattr(model, "training_seconds", 0.0)
-    return {
+    row = {
         "model": type(model).__name__,
         "data": type(data).__name__,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "training, min": f"{seconds / 60:.2f}" if seconds else "-",
-        "samples/s": cell("samples_per_second", ",.0f" if metrics.get("samples_per_second", 0) >= 10 else ".2g"),
-        distance: cell(distance, ".2f"),
-        distance.replace("fid", "kid"): cell(distance.replace("fid", "kid"), ".4f"),
-        "precision": cell("precision"),
-        "recall": cell("recall"),
-        "density": cell("density"),
-        "coverage": cell("coverage"),
-        "NLL, nats": cell("nll", ".1f"),
-        "bits/dim": cell("bpd"),
-        "likelihood": getattr(model, "likelihood_kind", "") or "-",
-        f"OOD AUROC{outside and f' ({outside})'}": cell(f"ood/auroc_{outside}"),
     }
+    forms = [getattr(speaker, "reported", {}) for speaker in speakers]
+    for name, form in [*(entry for found in forms for entry in found.items()), ("nll", ".1f"), ("bpd", ".3f")]:
+        if name in metrics:
+            error = metrics.get(f"{name}_stderr")
+            title = re.sub("^ood/auroc_(.*)", r"OOD AUROC (\1)", TITLES.get(name, name))
+            row[title] = f"{metrics[name]:{form}}" + (f" ± {error:{form}}" if error else "")
+    if kind := getattr(model, "likelihood_kind", ""):
+        row["likelihood"] = kind
+    return row
 
 
 def _print_numbers(title: str, metrics: dict[str, float]) -> None:

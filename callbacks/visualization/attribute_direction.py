@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.visualization._first_images import FirstImages
-from lit_generative.errors import UserError, UserTypeError
+from lit_generative.errors import UserError
 from lit_generative.images import from_uint8
-from lit_generative.protocols import HasLatent
+from lit_generative.protocols import HasImages, HasLatent, require_data
 from lit_generative.utils.precision import for_weights
 
 
@@ -48,10 +48,7 @@ class AttributeDirection(FirstImages):
         if stage == "predict":
             return
         data: Any = getattr(trainer, "datamodule", None)
-        if not (hasattr(data, "stored") and hasattr(data, "as_test")):
-            raise UserTypeError(
-                f"AttributeDirection: {type(data).__name__} does not give its images (`stored`, `as_test`)"
-            )
+        require_data(data, HasImages, self)
         images, labels = data.stored("train")
         self._images = []
         for label in self.classes:

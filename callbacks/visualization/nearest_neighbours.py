@@ -7,9 +7,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.base import ImageCallback
-from lit_generative.errors import UserError, UserTypeError
+from lit_generative.errors import UserError
 from lit_generative.images import from_uint8, grid, to_uint8
-from lit_generative.protocols import Samples
+from lit_generative.protocols import HasImages, Samples, require_data
 
 
 class NearestNeighbours(ImageCallback):
@@ -29,10 +29,7 @@ class NearestNeighbours(ImageCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         data: Any = getattr(trainer, "datamodule", None)
-        if not (hasattr(data, "stored") and hasattr(data, "convert")):
-            raise UserTypeError(
-                f"NearestNeighbours: {type(data).__name__} does not give its images (`stored`, `convert`)"
-            )
+        require_data(data, HasImages, self)
         if stage == "predict":
             return
         self.images = data.convert(data.stored("train")[0])

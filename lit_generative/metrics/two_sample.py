@@ -1,7 +1,112 @@
-"""Comparisons of samples and images by their feature vectors, beside the Frechet distance."""
+"""Comparisons of generated with real images by their features.
+
+A metric is one class; `callbacks.evaluation.feature_metrics` gives it the features, logs and reports what it finds.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from lit_generative.metrics.frechet import Gaussian, frechet_distance
+
+
+class TwoSampleMetric(ABC):
+    """Numbers of generated against real images.
+
+    A metric states ``reported``: the names of its numbers, with ``{}`` where the features' name goes, and the format of
+    each in a row of results. Names without ``{}`` are logged for one extractor only.
+    """
+
+    reported: ClassVar[dict[str, str]]
+    in_validation: ClassVar[bool] = False  # else in test only
+    vectors: ClassVar[int] = 0  # feature vectors of either side that it needs; 0: it looks at moments only
+
+    @abstractmethod
+    def measure(self, fake: Gaussian, real: Gaussian, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Its numbers by name, from moments of all images and feature vectors ``(M, d)`` and ``(N, d)`` of some."""
+
+    @abstractmethod
+    def describe(self, m: int, n: int) -> str:
+        """How it is computed from ``m`` and ``n`` feature vectors, in a few words for the protocol."""
+
+
+class FrechetDistance(TwoSampleMetric):
+    """FID (Heusel et al., 2017)."""
+
+    reported: ClassVar = {"fid_{}": ".2f"}
+    in_validation = True
+
+    def measure(self, fake: Gaussian, real: Gaussian, x: Tensor, y: Tensor) -> dict[str, float]:
+        return {"fid_{}": frechet_distance(real, fake)}
+
+    def describe(self, m: int, n: int) -> str:
+        return ""
+
+
+class KernelDistance(TwoSampleMetric):
+    """KID (Binkowski et al., 2018): mean and deviation over random subsets of the squared MMD, polynomial kernel.
+
+    Args:
+        subsets: Number of random subsets.
+        size: Images in each; fewer where there are not so many.
+        seed: Seed of the subsets.
+    """
+
+    reported: ClassVar = {"kid_{}": ".4f"}
+    vectors = 6
+
+    def __init__(self, subsets: int = 100, size: int = 1000, seed: int = 0) -> None:
+        self.subsets, self.size, self.seed = subsets, size, seed
+
+    def measure(self, fake: Gaussian, real: Gaussian, x: Tensor, y: Tensor) -> dict[str, float]:
+        kid, deviation = kernel_distance(x, y, self.subsets, self.size, self.seed)
+        return {"kid_{}": kid, "kid_{}_std": deviation}
+
+    def describe(self, m: int, n: int) -> str:
+        return f"KID: {self.subsets} subsets of {min(self.size, m, n)}"
+
+
+class PrecisionRecall(TwoSampleMetric):
+    """Improved precision and recall (Kynkaanniemi et al., 2019).
+
+    Args:
+        k: Nearest neighbours that make a manifold.
+    """
+
+    reported: ClassVar = {"precision": ".3f", "recall": ".3f"}
+    vectors = 6
+
+    def __init__(self, k: int = 3) -> None:
+        self.k = k
+
+    def measure(self, fake: Gaussian, real: Gaussian, x: Tensor, y: Tensor) -> dict[str, float]:
+        return dict(zip(self.reported, precision_recall(x, y, self.k), strict=True))
+
+    def describe(self, m: int, n: int) -> str:
+        return f"precision, recall (k = {self.k}): {m:,} samples, {n:,} images"
+
+
+class DensityCoverage(TwoSampleMetric):
+    """Density and coverage (Naeem et al., 2020).
+
+    Args:
+        k: Nearest neighbours that make a ball.
+    """
+
+    reported: ClassVar = {"density": ".3f", "coverage": ".3f"}
+    vectors = 6
+
+    def __init__(self, k: int = 5) -> None:
+        self.k = k
+
+    def measure(self, fake: Gaussian, real: Gaussian, x: Tensor, y: Tensor) -> dict[str, float]:
+        return dict(zip(self.reported, density_coverage(x, y, self.k), strict=True))
+
+    def describe(self, m: int, n: int) -> str:
+        return f"density, coverage (k = {self.k}): {m:,} samples, {n:,} images"
+
 
 # Distances and kernels come from dot products, which lose small differences between large features in float32: float64
 # has room for the squares of whatever float32 can tell apart.
