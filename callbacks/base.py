@@ -136,9 +136,13 @@ class PerImageCallback(EvaluationCallback):
 
 
 class ImageCallback(EvaluationCallback):
-    """Draw every ``every_n_epochs`` epochs and in test, from the same noise every time.
+    """Draw an image of what a model makes, in validation and in test, from the same noise every time.
 
     One rank writes; the RNG is forked, so that drawing never changes training.
+
+    Args:
+        every_n_epochs: Epochs from one image to the next.
+        seed: Seed of the noise.
     """
 
     name: ClassVar[str]
@@ -148,7 +152,7 @@ class ImageCallback(EvaluationCallback):
 
     def __init__(self, every_n_epochs: int = 1, seed: int = 0) -> None:
         if every_n_epochs < 1:
-            raise UserError(f"{type(self).__name__}: every_n_epochs must be at least 1, got {every_n_epochs}")
+            raise UserError(f"{type(self).__name__}: every_n_epochs must be >= 1, got {every_n_epochs}")
         self.every_n_epochs, self.seed = every_n_epochs, seed
 
     def draw(self, model: Any, batch: Any) -> Tensor:

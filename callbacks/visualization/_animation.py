@@ -14,12 +14,19 @@ from lit_generative.utils.rng import forked_rng
 
 
 class Animation(ImageCallback):
-    """A GIF of ``frames``, and a picture with a row for each image and at most ``columns`` of its frames."""
+    """A GIF of ``frames``, and an image with a row for each and at most ``columns`` of its frames.
+
+    Args:
+        n: Images.
+        every: Steps of the diffusion from one frame to the next.
+        every_n_epochs: Epochs from one animation to the next.
+        image: Arguments of `ImageCallback`.
+    """
 
     columns = 16
 
-    def __init__(self, n: int, every: int, every_n_epochs: int, seed: int) -> None:
-        super().__init__(every_n_epochs, seed)
+    def __init__(self, n: int, every: int, every_n_epochs: int = 10, **image: Any) -> None:
+        super().__init__(every_n_epochs, **image)
         if min(n, every) < 1:
             raise UserError(f"{type(self).__name__}: n and every start at 1, got {n} and {every}")
         self.n, self.every = n, every

@@ -1,5 +1,7 @@
 """A picture of the first images of an evaluation, whatever the size of its batches."""
 
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -23,8 +25,8 @@ class FirstImages(ImageCallback):
     what = "images"  # those that are shown, in words
     _told = False
 
-    def __init__(self, n: int, every_n_epochs: int, seed: int) -> None:
-        super().__init__(every_n_epochs, seed)
+    def __init__(self, n: int, **image: Any) -> None:
+        super().__init__(**image)
         if n < 1:
             raise UserError(f"{type(self).__name__}: n starts at 1, got {n}")
         self.n = n

@@ -24,6 +24,7 @@ class AttributeDirection(FirstImages):
         steps: Multiples of the difference that are added, one column each.
         n: Rows.
         num_images: Training images of each class that the means are taken over, at most.
+        image: Arguments of `ImageCallback`.
     """
 
     name, protocol = "attribute", HasLatent
@@ -34,10 +35,9 @@ class AttributeDirection(FirstImages):
         steps: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3),
         n: int = 8,
         num_images: int = 1000,
-        every_n_epochs: int = 1,
-        seed: int = 0,
+        **image: Any,
     ) -> None:
-        super().__init__(n, every_n_epochs, seed)
+        super().__init__(n, **image)
         if not steps or num_images < 1:
             raise UserError(f"AttributeDirection: there must be steps and num_images; got {steps}, {num_images}")
         self.classes, self.steps, self.num_images = tuple(classes), tuple(steps), num_images

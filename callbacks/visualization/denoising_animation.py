@@ -9,15 +9,18 @@ from lit_generative.protocols import Diffuses
 
 
 class DenoisingAnimation(Animation):
-    """``n`` samples on their way from noise, every ``every`` steps of all T; this asks the network T times.
+    """Samples on their way from noise, as a GIF and an image with a row for each; this evaluates the network T times.
 
-    A GIF, and a picture with a row for each sample.
+    Args:
+        n: Samples.
+        every: Steps of the diffusion from one frame to the next.
+        animation: Arguments of `ImageCallback`.
     """
 
     name, protocol, samples = "denoising", Diffuses, True
 
-    def __init__(self, n: int = 8, every: int = 24, every_n_epochs: int = 10, seed: int = 0) -> None:
-        super().__init__(n, every, every_n_epochs, seed)
+    def __init__(self, n: int = 8, every: int = 24, **animation: Any) -> None:
+        super().__init__(n, every, **animation)
 
     def frames(self, model: Any, batch: Any) -> Tensor:
         return model.denoising_trajectory(self.n, self.every, self.conditions.labels(self.n, model.device))

@@ -11,12 +11,18 @@ from lit_generative.protocols import Interpolates
 
 
 class LatentInterpolation(ImageCallback):
-    """``n`` rows of ``steps`` images on the way from one sample to another."""
+    """Rows of images on the way from one sample to another.
+
+    Args:
+        n: Rows.
+        steps: Images in a row.
+        image: Arguments of `ImageCallback`.
+    """
 
     name, protocol, samples = "interpolations", Interpolates, True
 
-    def __init__(self, n: int = 8, steps: int = 10, every_n_epochs: int = 1, seed: int = 0) -> None:
-        super().__init__(every_n_epochs, seed)
+    def __init__(self, n: int = 8, steps: int = 10, **image: Any) -> None:
+        super().__init__(**image)
         if n < 1 or steps < 2:
             raise UserError(f"{type(self).__name__}: n starts at 1, steps at 2; got {n} and {steps}")
         self.n, self.steps = n, steps

@@ -12,12 +12,17 @@ from lit_generative.utils.interpolation import manifold
 
 
 class LatentManifold(ImageCallback):
-    """``steps`` by ``steps`` images on the torus through four images of the first batch (Dinh et al., 2017)."""
+    """Images on the torus through the latents of four images of the first batch (Dinh et al., 2017, Eq. 19).
+
+    Args:
+        steps: Images along each side.
+        image: Arguments of `ImageCallback`.
+    """
 
     name, protocol = "manifold", HasLatent
 
-    def __init__(self, steps: int = 8, every_n_epochs: int = 1, seed: int = 0) -> None:
-        super().__init__(every_n_epochs, seed)
+    def __init__(self, steps: int = 8, **image: Any) -> None:
+        super().__init__(**image)
         if steps < 2:
             raise UserError(f"{type(self).__name__}: steps starts at 2, got {steps}")
         self.steps = steps

@@ -21,14 +21,13 @@ class LatentTraversal(ImageCallback):
         steps: Images in a row.
         dims: Dimensions shown, at most.
         quantile: The row goes from this quantile to one minus it.
+        image: Arguments of `ImageCallback`.
     """
 
     name, protocol = "traversals", HasLatent
 
-    def __init__(
-        self, steps: int = 10, dims: int = 32, quantile: float = 0.02, every_n_epochs: int = 1, seed: int = 0
-    ) -> None:
-        super().__init__(every_n_epochs, seed)
+    def __init__(self, steps: int = 10, dims: int = 32, quantile: float = 0.02, **image: Any) -> None:
+        super().__init__(**image)
         if steps < 2 or dims < 1 or not 0 <= quantile < 0.5:
             raise UserError(
                 "LatentTraversal: steps starts at 2, dims at 1, quantile lies in [0, 0.5); "

@@ -13,15 +13,21 @@ from lit_generative.protocols import HasImages, Samples, require_data
 
 
 class NearestNeighbours(ImageCallback):
-    """``n`` rows of a sample and the ``k`` training images nearest to it, by Euclidean distance of pixels.
+    """Rows of a sample and the training images nearest to it, by Euclidean distance of pixels.
 
-    All images of the training file, those split off for validation too.
+    All images of the training file are searched, those split off for validation too.
+
+    Args:
+        n: Rows.
+        k: Training images in a row.
+        every_n_epochs: Epochs from one image to the next.
+        image: Arguments of `ImageCallback`.
     """
 
     name, protocol, samples = "neighbours", Samples, True
 
-    def __init__(self, n: int = 8, k: int = 7, every_n_epochs: int = 10, seed: int = 0) -> None:
-        super().__init__(every_n_epochs, seed)
+    def __init__(self, n: int = 8, k: int = 7, every_n_epochs: int = 10, **image: Any) -> None:
+        super().__init__(every_n_epochs, **image)
         if min(n, k) < 1:
             raise UserError(f"{type(self).__name__}: n and k must be at least 1, got {n} and {k}")
         self.n, self.k = n, k

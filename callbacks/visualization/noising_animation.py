@@ -10,15 +10,20 @@ from lit_generative.protocols import Diffuses
 
 
 class NoisingAnimation(Animation):
-    """The first ``n`` images of a batch at t = 0, ``every``, 2 ``every``, ..., with the same noise at every t.
+    """The first images of a batch at t = 0, ``every``, 2 ``every``, ..., with the same noise at every t.
 
-    A GIF, and a picture with a row for each image.
+    A GIF, and an image with a row for each.
+
+    Args:
+        n: Images.
+        every: Steps of the diffusion from one frame to the next.
+        animation: Arguments of `ImageCallback`.
     """
 
     name, protocol = "noising", Diffuses
 
-    def __init__(self, n: int = 8, every: int = 20, every_n_epochs: int = 10, seed: int = 0) -> None:
-        super().__init__(n, every, every_n_epochs, seed)
+    def __init__(self, n: int = 8, every: int = 20, **animation: Any) -> None:
+        super().__init__(n, every, **animation)
 
     def frames(self, model: Any, batch: Any) -> Tensor:
         x, shown = batch[0][: self.n], []

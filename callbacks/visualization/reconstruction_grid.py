@@ -12,12 +12,18 @@ from lit_generative.protocols import Reconstructs
 
 
 class ReconstructionGrid(FirstImages):
-    """The first ``n`` images: a row of originals, a row of their reconstructions, and so on."""
+    """The first images: a row of originals, a row of their reconstructions, and so on.
+
+    Args:
+        n: Images.
+        columns: Images in a row.
+        image: Arguments of `ImageCallback`.
+    """
 
     name, protocol = "reconstructions", Reconstructs
 
-    def __init__(self, n: int = 32, columns: int = 8, every_n_epochs: int = 1, seed: int = 0) -> None:
-        super().__init__(n, every_n_epochs, seed)
+    def __init__(self, n: int = 32, columns: int = 8, **image: Any) -> None:
+        super().__init__(n, **image)
         if columns < 1:
             raise UserError(f"{type(self).__name__}: columns starts at 1, got {columns}")
         self.columns = columns

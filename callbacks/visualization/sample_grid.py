@@ -11,14 +11,19 @@ from lit_generative.protocols import Samples
 
 
 class SampleGrid(ImageCallback):
-    """``n`` samples, ``columns`` to a row; of a class-conditional model with labels and ``guidance`` (`Conditions`)."""
+    """A grid of samples; of a class-conditional model with labels, see `Conditions`.
+
+    Args:
+        n: Samples.
+        columns: Samples in a row.
+        guidance: Guidance of a class-conditional model's samples towards their labels.
+        image: Arguments of `ImageCallback`.
+    """
 
     name, protocol, samples = "samples", Samples, True
 
-    def __init__(
-        self, n: int = 64, columns: int = 8, every_n_epochs: int = 1, seed: int = 0, guidance: float = 0.0
-    ) -> None:
-        super().__init__(every_n_epochs, seed)
+    def __init__(self, n: int = 64, columns: int = 8, guidance: float = 0.0, **image: Any) -> None:
+        super().__init__(**image)
         self.guidance = guidance
         if min(n, columns) < 1:
             raise UserError(f"{type(self).__name__}: n and columns must be at least 1, got {n} and {columns}")

@@ -11,16 +11,21 @@ from lit_generative.protocols import Translates
 
 
 class TranslationGrid(FirstImages):
-    """The first ``n`` pairs of validation or test, each as a row: source, translation, target.
+    """The first pairs of validation or test, each as a row: source, translation, target.
 
-    Every ``every_n_epochs`` epochs and in the last, if there is a validation then, and in test. Source images of other
-    than one or three channels (one-hot labels) are shown as grey levels of the largest.
+    Also in the last epoch, if there is a validation then. Source images of other than one or three channels (one-hot
+    labels) are shown as grey levels of the largest.
+
+    Args:
+        n: Pairs.
+        every_n_epochs: Epochs from one image to the next.
+        image: Arguments of `ImageCallback`.
     """
 
     name, protocol, what = "translations", Translates, "pairs"
 
-    def __init__(self, n: int = 3, every_n_epochs: int = 10, seed: int = 0) -> None:
-        super().__init__(n, every_n_epochs, seed)
+    def __init__(self, n: int = 3, every_n_epochs: int = 10, **image: Any) -> None:
+        super().__init__(n, every_n_epochs=every_n_epochs, **image)
 
     def due(self, trainer: Trainer) -> bool:
         last = trainer.current_epoch + 1 == trainer.max_epochs and not trainer.sanity_checking
