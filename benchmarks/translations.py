@@ -2,9 +2,9 @@
 
     python benchmarks/translations.py CHECKPOINT... --data_dir FOLDER --segmenter WEIGHTS.safetensors [--output DIR]
 
-All see the test pairs of ``FOLDER`` (as the data of the first checkpoint, such as `datamodules.streets` draws). Labels
-of photos are those that `benchmarks/extractors/streets.py` finds, the Fréchet distance is over its features. Prints one
-table, writes it as ``translations.md``.
+All see the test pairs of ``FOLDER`` (as the data of the first checkpoint, such as `scenes/streets.py` draws). Labels of
+photos are those that `extractors/streets.py` finds, the Fréchet distance is over its features. Prints one table, writes
+it as ``translations.md``.
 """
 
 import argparse

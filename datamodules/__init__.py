@@ -3,6 +3,7 @@
 from datamodules.base import ImageData
 from datamodules.cifar10 import CIFAR10
 from datamodules.cityscapes import Cityscapes
+from datamodules.downloaded import DownloadedImages
 from datamodules.files import DataError
 from datamodules.image_folder import ImageFolder
 from datamodules.mnist import KMNIST, MNIST, FashionMNIST
@@ -16,6 +17,7 @@ __all__ = [
     "MNIST",
     "Cityscapes",
     "DataError",
+    "DownloadedImages",
     "FashionMNIST",
     "ImageData",
     "ImageFolder",

@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import download_url
 
-from datamodules.base import ImageData, Split
+from datamodules.base import Split
+from datamodules.downloaded import DownloadedImages
 from datamodules.files import DataError, read_bytes, unpack
 
 ORIGINAL = datasets.CIFAR10
@@ -44,9 +45,9 @@ class _ArrayUnpickler(pickle.Unpickler):
         return ALLOWED[module, name]
 
 
-class CIFAR10(ImageData):
+class CIFAR10(DownloadedImages):
     shape = (3, 32, 32)
-    val_share = 10  # the usual 45,000 + 5,000
+    val_fraction = 0.1  # the usual 45,000 + 5,000
     files: ClassVar[dict[Split, tuple[str, ...]]] = {
         "train": tuple(name for name, _ in ORIGINAL.train_list),
         "test": tuple(name for name, _ in ORIGINAL.test_list),

@@ -42,7 +42,8 @@ class ImageFolder(ImageData):
     """
 
     shape = (3, 64, 64)
-    val_share = 10
+    val_fraction = 0.1
+    among_others = False
     stored_depends_on = ("image_size", "channels", "test_size", "seed")
 
     def __init__(

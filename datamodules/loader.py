@@ -33,12 +33,12 @@ def bernoulli(images: Tensor, generator: Generator) -> Tensor:
     return binary
 
 
-def mutate(images: Tensor, generator: Generator, share: float) -> Tensor:
-    """Replace each value with probability ``share`` by one of the 256 levels, uniformly; uint8 of any shape."""
+def mutate(images: Tensor, generator: Generator, fraction: float) -> Tensor:
+    """Replace each value with probability ``fraction`` by one of the 256 levels, uniformly; uint8 of any shape."""
     mutated = images.clone()
     for target in mutated.split(CHUNK):
         levels = torch.randint(0, 256, target.shape, dtype=torch.uint8, generator=generator)
-        chosen = torch.rand(target.shape, generator=generator) < share
+        chosen = torch.rand(target.shape, generator=generator) < fraction
         target.copy_(torch.where(chosen, levels, target))
     return mutated
 
@@ -63,7 +63,7 @@ class TensorLoader:
         seed: non-negative.
         rank: this process among the ``world_size`` that share the set.
         random_flip: mirror each image with probability 1/2, drawn anew every epoch.
-        mutation: replace this share of pixels every epoch, see `mutate`.
+        mutation: replace this fraction of pixels every epoch, see `mutate`.
         binarize: draw each pixel anew every epoch (dynamic binarisation), see `bernoulli`.
         rows: indices of the images that make up the set, where ``images`` holds more.
         crop: cut a random square of this side out of each image, drawn anew every epoch.

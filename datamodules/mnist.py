@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from datamodules.base import ImageData, Split
+from datamodules.base import Split
+from datamodules.downloaded import DownloadedImages
 from datamodules.files import DataError, read_bytes
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
@@ -53,7 +54,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(sizes)
 
 
-class MNIST(ImageData):
+class MNIST(DownloadedImages):
     shape = (1, 28, 28)
     files: ClassVar[dict[Split, tuple[str, ...]]] = {
         "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),

@@ -40,7 +40,8 @@ class PairedImages(ImageData):
     """
 
     shape = (3, 256, 256)
-    val_share = 10
+    val_fraction = 0.1
+    among_others = False
     stored_depends_on: ClassVar[tuple[str, ...]] = ("image_size", "direction", "seed")
     channels_a: int = 3  # as stored
     channels_b: int = 3

@@ -5,8 +5,6 @@ In the manner of dSprites (Matthey et al., 2017), smaller: 3 shapes, 4 sizes, 10
 
 from functools import cache
 from itertools import product
-from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -59,14 +57,7 @@ class Sprites(ImageData):
 
     shape = (1, SIDE, SIDE)
     num_classes = 3
-    val_share = 10
-    files: ClassVar[dict[Split, tuple[str, ...]]] = {"train": (), "test": ()}
-
-    def folders(self) -> list[Path]:
-        return []
-
-    def prepare_data(self) -> None:
-        """Nothing is fetched."""
+    val_fraction = 0.1
 
     @property
     def factors(self) -> Tensor:

@@ -132,6 +132,7 @@ class ComparesImages(HasImages, Protocol):
     """Data whose images can be told from those of another set that are brought to the same form."""
 
     stored_depends_on: tuple[str, ...]  # names of the arguments that change which images are stored
+    among_others: bool  # whether its folder may hold other sets, too
 
     def describe_conversion(self, images: Tensor) -> str:
         """What `convert` does to stored images of another set, in words; empty if nothing."""
@@ -148,11 +149,17 @@ class HasFactors(Protocol):
         ...
 
 
+def missing_members(obj: object, protocol: type) -> list[str]:
+    """The methods and attributes of a protocol that an object lacks."""
+    parts = [cls for cls in protocol.__mro__ if getattr(cls, "_is_protocol", False) and cls is not Protocol]
+    members = [name for cls in parts for name in (*vars(cls), *vars(cls).get("__annotations__", {}))]
+    return [name for name in dict.fromkeys(members) if not name.startswith("_") and not hasattr(obj, name)]
+
+
 def require_data(data: object, protocol: type, user: object, remedy: str = "choose other data") -> None:
     """Raise a TypeError that names what ``data`` lack if they do not follow ``protocol``."""
     if not isinstance(data, protocol):
-        members = [name for name in (*vars(protocol), *protocol.__annotations__) if not name.startswith("_")]
-        missing = [name for name in members if not hasattr(data, name)]
+        missing = missing_members(data, protocol)
         what = "the run has no datamodule" if data is None else f"{type(data).__name__} has no `{'`, `'.join(missing)}`"
         raise UserTypeError(f"{type(user).__name__} needs data that follow `{protocol.__name__}`, but {what}: {remedy}")
 
@@ -165,8 +172,7 @@ def require(model: object, protocol: type, user: object) -> None:
             "choose TranslationGrid, TranslationScores or TranslationFID"
         )
     if not isinstance(model, protocol):
-        methods = [name for name in (*vars(protocol), *protocol.__annotations__) if not name.startswith("_")]
-        missing = [name for name in methods if not hasattr(model, name)]
+        missing = missing_members(model, protocol)
         raise UserTypeError(
             f"{type(user).__name__} needs a model that follows `{protocol.__name__}`, but {type(model).__name__} "
             f"has no `{'`, `'.join(missing)}`: remove the callback or choose another model"

@@ -19,7 +19,7 @@ from stubs import Quarters
 import datamodules
 import lit_generative.models
 import train
-from datamodules.streets import write
+from benchmarks.scenes.streets import write
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {p: yaml.safe_load(p.read_text()) for p in sorted((ROOT / "configs").glob("*.yaml"))}

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from small_models import SMALL, slow
 
 import lit_generative.models
+from benchmarks.scenes.streets import write
 from datamodules import FashionMNIST, PairedFolder
-from datamodules.streets import write
 from lit_generative.checkpoints import init_from, load_model
 from lit_generative.checkpoints.pretrained import export_programs
 from lit_generative.generative_model import GenerativeModel

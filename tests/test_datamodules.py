@@ -147,10 +147,10 @@ def test_under_lightning(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 16}, "cannot pad 28 pixels to 16; use resize='resize'"),
+        ({"image_size": 16}, "cannot pad 28 pixels to 16: use resize='resize'"),
         ({"val_size": 60}, "val_size=60 leaves none of 60 images"),
-        ({"val_size": -1}, "val_size and seed at 0"),
-        ({"batch_size": 0}, "batch_size, image_size start at 1"),
+        ({"val_size": -1}, "val_size and seed >= 0"),
+        ({"batch_size": 0}, "batch_size and image_size must be >= 1"),
         ({"resize": "crop"}, "resize='crop'"),
         ({"binarize": "yes"}, "binarize='yes'"),
         ({"batch_size": 51}, "50 training images, fewer than batch_size"),

@@ -1,4 +1,4 @@
-"""A model, a sampler and a metric are each added in one file, which the command line then takes by class name."""
+"""A model, a sampler, a metric and a data set are each one file, whose class the command line takes by its name."""
 
 import json
 
@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 import train
-from lit_generative.checkpoints.load import import_classes, load_model
+from datamodules import ImageData
+from lit_generative.checkpoints.load import data_config, find_class, import_classes, load_model, read_checkpoint
 
 FLOW_MATCHING = '''
 """Flow matching (Lipman et al., 2023): x_t = (1 - t) x_0 + t eps, t in [0, 1]; the network learns eps - x_0."""
@@ -210,3 +211,58 @@ def test_a_metric_is_one_file(fit, tmp_path):
     shift = results["metrics"]["shift_lenet_fashion_mnist"]
     assert shift > 0 and results["row"]["shift_lenet_fashion_mnist"] == f"{shift:.3f}"
     assert "shift: distance between means, to the power of 2" in results["protocol"]["FID"]
+
+
+STRIPES = '''
+"""Stripes: images whose class is the direction of their stripes."""
+
+import torch
+
+from datamodules import ImageData
+
+
+class Stripes(ImageData):
+    """Black and white stripes, 16x16.
+
+    Args:
+        count: Images of each split.
+        images: Arguments of `ImageData`.
+    """
+
+    shape = (1, 16, 16)
+    num_classes = 2
+    val_fraction = 0.25
+    stored_depends_on = ("count",)
+
+    def __init__(self, count: int = 40, **images) -> None:
+        super().__init__(**images)
+        self.count = count
+
+    def stored(self, split):
+        labels = torch.arange(self.count) % 2
+        rows = (torch.arange(16) // 2 % 2 * 255).to(torch.uint8).expand(16, 16)
+        return torch.stack([rows.T, rows])[labels][:, None], labels
+'''
+
+
+def test_a_data_set_is_one_file(tmp_path, monkeypatch):
+    """It has splits, conversions, binarisation, a description, and is known to a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "stripes.py").write_text(STRIPES)
+    train.main(
+        ["fit", "--data=stripes.Stripes", "--data.count=60", "--data.batch_size=15", "--data.image_size=28",
+         "--name=run", "--model=VAE", "--model.hidden=[4]", "--model.latent=2", "--trainer.max_epochs=1",
+         "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    )  # fmt: skip
+    run = tmp_path / "runs" / "run" / "version_0"
+    train.main(["test", f"--ckpt_path={run}/checkpoints/last.ckpt", "--trainer.callbacks=[]"])
+    results = json.loads((run / "test" / "version_0" / "results.json").read_text())
+    assert results["protocol"]["Stripes"] == "test images of Stripes, 28x28, padded from 16x16, 8-bit"
+    data = data_config(read_checkpoint(run / "checkpoints" / "last.ckpt"))
+    again = find_class(data["class_path"], ImageData)(**data["init_args"])
+    again.setup()
+    assert again.sizes() == {"train": 45, "val": 15, "test": 60} and again.image_shape == (1, 28, 28)
+    x, c = again.on_after_batch_transfer(next(iter(again.train_dataloader())), 0)
+    assert x.shape == (15, 1, 28, 28) and set(c.tolist()) == {0, 1}
+    assert (x[:, 0].std(1).mean((1,)) < x[:, 0].std(2).mean((1,))).equal(c == 1)  # rows are alike where stripes stand

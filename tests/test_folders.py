@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.scenes.streets import write
 from datamodules import Cityscapes, DataError, ImageFolder, PairedFolder, Pictures
 from datamodules.folders import find_splits, is_image, split_of
 from datamodules.image_cache import decode, highest_level, open_image
-from datamodules.streets import write
 
 
 def save(path, level=0, size=(8, 8), **options):

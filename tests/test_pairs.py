@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from benchmarks.scenes.streets import LABELS, coloured, street, write
 from datamodules import Cityscapes, DataError, PairedFolder
 from datamodules.cityscapes import CLASSES
-from datamodules.streets import LABELS, coloured, street, write
 
 SIZE = 32
 

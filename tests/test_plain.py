@@ -12,10 +12,11 @@ from lightning.pytorch import Callback
 from test_contract import ARGUMENTS, PARAMS, data, sources, trainer
 from torch.utils.data import DataLoader
 
+import datamodules
 from datamodules import FashionMNIST, ImageFolder, PairedFolder
 from datamodules.pictures import Pictures
 from lit_generative.checkpoints.load import load_model, read_checkpoint
-from lit_generative.checkpoints.plain import plain
+from lit_generative.checkpoints.plain import accepted, plain
 from lit_generative.models.vae import VAE
 
 pytestmark = [
@@ -58,6 +59,17 @@ def test_hyper_parameters_are_plain_at_once(lr):
     assert type(model.hparams["lr"]) is float and model.hparams["lr"] == 0.5
     assert model.hparams["hidden"] == [8] and type(model.hparams["image_shape"][0]) is int
     assert model.hparams_initial == model.hparams
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in datamodules.__all__ if n not in ("DataError", "ImageData", "DownloadedImages")]
+)
+def test_arguments_of_data_build_them_again(name, tmp_path):
+    """And are all that a class takes: what it hands to its parents is not among them."""
+    cls = getattr(datamodules, name)
+    made = cls(data_dir=str(tmp_path))
+    again = cls(**made.hparams)
+    assert again.hparams == made.hparams and made.hparams.keys() == accepted(cls) - {"self", "images"}
 
 
 @pytest.mark.parametrize("cls", [FashionMNIST, ImageFolder, PairedFolder])

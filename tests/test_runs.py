@@ -13,7 +13,7 @@ from comparison import differing
 from test_contract import MODELS
 
 import train
-from datamodules.streets import write
+from benchmarks.scenes.streets import write
 from lit_generative.checkpoints.last import AtomicCheckpointIO, newest_checkpoint
 from lit_generative.training.run_logger import RunLogger
 from lit_generative.utils.files import atomic_write

@@ -9,6 +9,7 @@ from test_callbacks import pictures
 from torch import nn
 from torch.testing import assert_close
 
+from benchmarks.scenes.streets import write
 from callbacks import (
     FID,
     LossCurves,
@@ -18,7 +19,6 @@ from callbacks import (
     TranslationScores,
 )
 from datamodules import Cityscapes
-from datamodules.streets import write
 from lit_generative.metrics.segmentation import confusion, label_scores, nearest_colour
 
 pytestmark = pytest.mark.slow

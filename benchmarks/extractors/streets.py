@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.scenes.streets import street
 from datamodules.cityscapes import CLASSES, VOID, train_ids
-from datamodules.streets import street
 
 
 class Segmenter(nn.Module):

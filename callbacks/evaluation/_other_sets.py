@@ -20,11 +20,10 @@ def other_sets(own: Any, given: Iterable[Any]) -> dict[str, Any]:
     anything downloaded.
     """
     distinct = {identity(own): own}
-    among_others = hasattr(own, "files")  # in torchvision's layout
     for data in given:
-        if among_others and data.hparams.get("data_dir") is None and own.hparams.get("data_dir") is not None:
+        if own.among_others and data.hparams.get("data_dir") is None and own.hparams.get("data_dir") is not None:
             data.hparams["data_dir"] = own.hparams["data_dir"]
-        if not among_others and Path(data.data_dir).resolve().is_relative_to(Path(own.data_dir).resolve()):
+        if not own.among_others and Path(data.data_dir).resolve().is_relative_to(Path(own.data_dir).resolve()):
             data.download = False
         distinct.setdefault(identity(data), data)
     others: list[Any] = list(distinct.values())[1:]

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from lit_generative.checkpoints.plain import accepted
 from lit_generative.checkpoints.record import KEY, CheckpointError, record, upgrade
 from lit_generative.errors import UserError
 
@@ -111,18 +112,6 @@ def model_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint says of its model, as the CLI writes it: ``{"class_path": ..., "init_args": ...}``."""
     saved, path = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {}), record(checkpoint)["class_path"]
     return described(find_class(path, LightningModule), path, saved)
-
-
-def accepted(cls: type) -> set[str]:
-    """The names of the arguments of a class, those that it hands to its parents included."""
-    names: set[str] = set()
-    for parent in cls.__mro__:
-        if "__init__" in vars(parent):
-            parameters = inspect.signature(parent.__init__).parameters.values()  # type: ignore[misc]
-            names |= {parameter.name for parameter in parameters}
-            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
-                break
-    return names
 
 
 def described(cls: type, path: str, saved: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a checkpoint may hold: tensors and plain types, so that it can be loaded without executing anything."""
 
 import copy
+import inspect
 from pathlib import PurePath
 from typing import Any
 
@@ -30,7 +31,25 @@ def plain(value: Any, tensors: bool = True) -> Any:
 
 
 class PlainArguments(HyperparametersMixin):
-    """Hyper-parameters of plain types, whatever the constructor was given."""
+    """Hyper-parameters of plain types, whatever the constructor was given, that build the object again.
+
+    What a class hands to its parents, and does not take itself, is not among them.
+    """
 
     def _set_hparams(self, hp: Any) -> None:
-        super()._set_hparams(plain(self._to_hparams_dict(hp), tensors=False))
+        given = self._to_hparams_dict(hp)
+        handed_on = {name for cls in type(self).__mro__ for name in inspect.signature(cls.__init__).parameters}  # type: ignore[misc]
+        handed_on -= accepted(type(self))
+        super()._set_hparams(plain({k: v for k, v in given.items() if k not in handed_on}, tensors=False))
+
+
+def accepted(cls: type) -> set[str]:
+    """The names of the arguments of a class, those that it hands to its parents included."""
+    names: set[str] = set()
+    for parent in cls.__mro__:
+        if "__init__" in vars(parent):
+            parameters = inspect.signature(parent.__init__).parameters.values()  # type: ignore[misc]
+            names |= {parameter.name for parameter in parameters}
+            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
+                break
+    return names

@@ -29,6 +29,7 @@ RENAMED = {
     "warmup": "lr_warmup_steps",
 }
 RENAMED_VALUES = {("stack", "dense"): "fully_connected"}
+DOWNLOADED = ("datamodules.mnist.", "datamodules.cifar10.")
 _RUN = {  # before and now
     "rng_state": "rng",
     "train_log": "log",
@@ -64,6 +65,10 @@ def upgrade(checkpoint: dict[str, Any], path: Any = "the checkpoint") -> None:
     for key in ("class_path", "data", "training_seconds", "wandb_id"):
         if key in checkpoint:
             own[key] = checkpoint.pop(key)
+    data = own.get("data")
+    if isinstance(data, dict) and str(data.get("class_path")).startswith("datamodules."):
+        for name in ("download", "bundled") if not data["class_path"].startswith(DOWNLOADED) else ():
+            data["init_args"].pop(name, None)  # which did nothing
     own["run"] = {now: checkpoint.pop(before) for before, now in _RUN.items() if before in checkpoint}
     if isinstance(arguments, dict):
         checkpoint["hyper_parameters"] = today(own["class_path"], arguments)

@@ -1,50 +1,57 @@
-"""Where the files of a data set lie, and how they come there."""
+"""Data sets that are downloaded: where their files lie, and how they get there."""
 
-import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
-from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from datamodules.base import ImageData, Split
 from datamodules.files import DataError, download, find
 
-Split = Literal["train", "test"]
 
+class DownloadedImages(ImageData):
+    """A data set of files in torchvision's layout; it says what these are, and how to fetch and to read them.
 
-class StoredFiles(LightningDataModule, ABC):
-    """The part of `ImageData` that finds, fetches and reads files; it has the options ``download`` and ``bundled``."""
+    Args:
+        data_dir: Folder in torchvision's layout; default $LIT_GENERATIVE_DATA, else ``data``.
+        download: Fetch the data set if no file of it is found.
+        bundled: If all else fails, use the subset that this package brings (Fashion-MNIST only).
+        images: Arguments of `ImageData`.
 
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int, int]: ...  # (C, H, W) as stored
+    Raises:
+        DataError: The files are missing or damaged, or the options do not fit them.
+    """
 
-    name: str  # the class's
-    download: bool
-    bundled: bool
     files: ClassVar[dict[Split, tuple[str, ...]]]  # names without .gz
     bundle: ClassVar[Path | None] = None  # folder of the bundled subset
     bundle_holds: ClassVar[str] = ""
     _told_of_bundle = False
 
-    @property
-    def data_dir(self) -> Path:
-        """Resolved when used: the environment of another machine is not carried in a checkpoint."""
-        return Path(self.hparams["data_dir"] or os.environ.get("LIT_GENERATIVE_DATA") or "data").expanduser()
+    def __init__(
+        self, data_dir: str | None = None, *, download: bool = True, bundled: bool = False, **images: Any
+    ) -> None:
+        super().__init__(data_dir, **images)
+        self.download, self.bundled = download, bundled
 
+    @abstractmethod
     def folders(self) -> list[Path]:
         """Where the files may lie, best first; a download goes to the first, below `data_dir`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fetch(self, root: Path) -> None:
         """Download everything below ``root``, in torchvision's layout, and check its checksums."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, paths: list[Path], split: Split) -> tuple[Tensor, Tensor]:
         """Read and check ``files[split]``: images uint8 ``(N, C, H, W)``, labels int64 ``(N,)``."""
-        raise NotImplementedError
+
+    def stored(self, split: Split) -> tuple[Tensor, Tensor]:
+        return self.read(self._locate(split), split)
+
+    def describe_test(self) -> str:
+        return super().describe_test() + (", bundled subset" if self._told_of_bundle else "")
 
     def prepare_data(self) -> None:
         """Download the data set if no file of it is there (Lightning: in one process per node)."""

@@ -1,6 +1,6 @@
 """Street scenes drawn by rule, in the layouts of Cityscapes, for those who have not got Cityscapes.
 
-    python -m datamodules.streets FOLDER [--layout pairs] [--train 180] [--val 20] [--size 256] [--seed 0]
+    python benchmarks/scenes/streets.py FOLDER [--layout pairs] [--train 180] [--val 20] [--size 256] [--seed 0]
 
 ``pairs``: ``train`` and ``val`` with JPEGs of photo and colours side by side; ``archives``: ``leftImg8bit`` and
 ``gtFine``.
