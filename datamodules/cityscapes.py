@@ -42,11 +42,12 @@ class Cityscapes(PairedImages):
 
     Args:
         data_dir: The folder; default $LIT_GENERATIVE_DATA, else ``data``.
+        image_size: Height and width of the images that a model gets.
         direction: ``labels_to_photo``, or the other way.
         labels: ``color``; ``ids``, one channel, label id / 33; ``one_hot``, a channel for each of the 19 classes, all 0
             where nothing counts. Pairs have colours only, and ids are no target. Translations are scored by the
             archives' ids, whatever the model gets: polegroups, which do not count, have the colour of poles.
-        image_size, load_size, batch_size, val_size, random_flip, skip_broken, cache_dir, seed: As of `PairedImages`.
+        pairs: Arguments of `PairedImages`.
 
     Raises:
         DataError: Neither layout is there, halves are missing, or images cannot be read.
@@ -58,15 +59,9 @@ class Cityscapes(PairedImages):
         self,
         data_dir: str | None = None,
         image_size: int = 256,
-        load_size: int | None = None,
         direction: Literal["labels_to_photo", "photo_to_labels"] = "labels_to_photo",
         labels: Literal["color", "ids", "one_hot"] = "color",
-        batch_size: int = 1,
-        val_size: int | None = None,
-        random_flip: bool = True,
-        skip_broken: bool = False,
-        cache_dir: str | None = None,
-        seed: int = 0,
+        **pairs: Any,
     ) -> None:
         if direction not in ("labels_to_photo", "photo_to_labels") or labels not in ("color", "ids", "one_hot"):
             raise DataError(f"Cityscapes: no such choice: direction={direction!r}, labels={labels!r}")
@@ -75,10 +70,7 @@ class Cityscapes(PairedImages):
             raise DataError("Cityscapes: images are made of labels in colour: leave labels at color")
         self.labels, self.channels_b = labels, 3 if labels == "color" else 1
         # a is the photo, b its labels
-        way: Any = "a_to_b" if to_labels else "b_to_a"
-        super().__init__(
-            data_dir, image_size, load_size, way, batch_size, val_size, random_flip, skip_broken, cache_dir, seed
-        )
+        super().__init__(data_dir, image_size, direction="a_to_b" if to_labels else "b_to_a", **pairs)
 
     @property
     def label_side(self) -> str:

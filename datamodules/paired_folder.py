@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
@@ -11,7 +11,7 @@ from PIL import Image
 from datamodules.files import DataError, listed
 from datamodules.folders import Listing, nfc, split_of, used_splits
 from datamodules.image_cache import Files, open_image
-from datamodules.pairs import Direction, PairedImages
+from datamodules.pairs import PairedImages
 from lit_generative.errors import UserError
 
 
@@ -25,9 +25,10 @@ class PairedFolder(PairedImages):
     Names are the same if they look so (Unicode's form NFC). Images of any size are squeezed into squares.
 
     Args:
+        data_dir: The folder; default $LIT_GENERATIVE_DATA, else ``data``.
+        image_size: Height and width of the images that a model gets.
         labels: The side, if any, whose colours are labels: never mixed by scaling.
-
-    The others are those of `PairedImages`.
+        pairs: Arguments of `PairedImages`.
 
     Raises:
         DataError: There are no pairs, halves are missing, or images cannot be read.
@@ -39,19 +40,10 @@ class PairedFolder(PairedImages):
         self,
         data_dir: str | None = None,
         image_size: int = 256,
-        load_size: int | None = None,
-        direction: Direction = "a_to_b",
         labels: Literal["none", "a", "b"] = "none",
-        batch_size: int = 1,
-        val_size: int | None = None,
-        random_flip: bool = True,
-        skip_broken: bool = False,
-        cache_dir: str | None = None,
-        seed: int = 0,
+        **pairs: Any,
     ) -> None:
-        super().__init__(
-            data_dir, image_size, load_size, direction, batch_size, val_size, random_flip, skip_broken, cache_dir, seed
-        )
+        super().__init__(data_dir, image_size, **pairs)
         self.labels = labels
 
     def find_pairs(self) -> dict[str, list[Files]]:

@@ -61,17 +61,13 @@ class PairedImages(ImageData):
     ) -> None:
         load_size = round(image_size * 286 / 256) if load_size is None else load_size
         if not 1 <= image_size <= load_size:
-            raise DataError(f"image_size starts at 1, and load_size is not smaller; got {image_size} and {load_size}")
+            raise DataError(f"image_size must be >= 1, load_size not smaller; got {image_size} and {load_size}")
         if direction not in ("a_to_b", "b_to_a"):
             raise DataError(f"direction is a_to_b or b_to_a, not {direction}")
         self.shape = (self.channels_b if direction == "a_to_b" else self.channels_a, image_size, image_size)
         super().__init__(data_dir, batch_size, val_size, resize="resize", random_flip=random_flip, seed=seed)
-        self.image_size, self.load_size, self.direction, self.skip_broken = (
-            image_size,
-            load_size,
-            direction,
-            skip_broken,
-        )
+        self.image_size, self.load_size = image_size, load_size
+        self.direction, self.skip_broken = direction, skip_broken
         self.cache = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "pairs"
         self._found: dict[str, list[Files]] | None = None
 

@@ -134,7 +134,7 @@ def test_classes_that_are_not_evaluated_do_not_count(streets, small):
         (lambda root, s: Cityscapes(str(root), **s), "put the unpacked leftImg8bit and gtFine there"),
         (lambda root, s: Cityscapes(direction="photo_to_labels", labels="ids", **s), "leave labels at color"),
         (lambda root, s: Cityscapes(direction="both", **s), "no such choice"),
-        (lambda root, s: Cityscapes(load_size=8, **s), "load_size is not smaller"),
+        (lambda root, s: Cityscapes(load_size=8, **s), "load_size not smaller"),
     ],
 )
 def test_what_cannot_be_is_said(make, message, streets, small):

@@ -69,7 +69,7 @@ def test_arguments_of_data_build_them_again(name, tmp_path):
     cls = getattr(datamodules, name)
     made = cls(data_dir=str(tmp_path))
     again = cls(**made.hparams)
-    assert again.hparams == made.hparams and made.hparams.keys() == accepted(cls) - {"self", "images"}
+    assert again.hparams == made.hparams and made.hparams.keys() == accepted(cls) - {"self"}
 
 
 @pytest.mark.parametrize("cls", [FashionMNIST, ImageFolder, PairedFolder])

@@ -49,7 +49,7 @@ def accepted(cls: type) -> set[str]:
     for parent in cls.__mro__:
         if "__init__" in vars(parent):
             parameters = inspect.signature(parent.__init__).parameters.values()  # type: ignore[misc]
-            names |= {parameter.name for parameter in parameters}
-            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
+            names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+            if all(p.kind != p.VAR_KEYWORD for p in parameters):
                 break
     return names
