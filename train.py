@@ -169,7 +169,7 @@ class CLI(LightningCLI):
             require_same_meaning(self.model, self.checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the run's folder, a CSV logger in front of any other, and the pictures that this model can give."""
+        """Add the run's folder, a CSV logger in front of any other, and the grids that this model can give."""
         config = self.config_init[self.subcommand]
         folder, name = Path(config.trainer.default_root_dir).expanduser(), config.name
         trains = self.subcommand == "fit"
@@ -208,7 +208,7 @@ class CLI(LightningCLI):
             **kwargs,
         )
         if saves:
-            # behind the best, whose own save_last writes only when there is a better one
+            # after the best, whose own save_last writes only when there is a better one
             trainer.callbacks.append(LastCheckpoint(config.save_every))  # type: ignore[attr-defined]
         return trainer
 
@@ -267,7 +267,7 @@ def run(args: list[str], debug: bool) -> None:
             error.add_note(please_report(args))
         if message is None or debug:
             raise
-        # a loss that is no number ends all processes, and one of them says so
+        # a loss that is NaN ends all processes, and one of them says so
         said = isinstance(error, NonFiniteError) and int(os.environ.get("LOCAL_RANK", 0)) > 0
         sys.exit(1 if said else f"error: {message} (--debug shows where)")
 

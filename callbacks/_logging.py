@@ -1,4 +1,4 @@
-"""Pictures for any logger: always a PNG in the run's folder, and the logger's own panel where it has one."""
+"""Images for any logger: always a PNG in the run's folder, and the logger's own panel where it has one."""
 
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ def _when(trainer: Trainer) -> str:
     return stage.value
 
 
-def log_image(trainer: Trainer, folder: Path | None, name: str, picture: Tensor) -> None:
-    """Write ``picture`` (3, H, W) in [0, 1] as ``images/<name>_epoch..._step....png`` and show it in every logger.
+def log_image(trainer: Trainer, folder: Path | None, name: str, image: Tensor) -> None:
+    """Write ``image`` (3, H, W) in [0, 1] as ``images/<name>_epoch..._step....png`` and show it in every logger.
 
     ``folder`` is what `run_folder` said, on all ranks; here only rank 0 does anything.
     """
@@ -37,11 +37,11 @@ def log_image(trainer: Trainer, folder: Path | None, name: str, picture: Tensor)
     if folder is None or not trainer.is_global_zero:
         return
     try:
-        save_png(picture, folder / "images" / f"{name}_{_when(trainer)}.png")
-    except OSError as error:  # a full disk costs a picture, and not the run
-        rank_zero_warn(f"the picture {name} could not be written: {error}")
+        save_png(image, folder / "images" / f"{name}_{_when(trainer)}.png")
+    except OSError as error:  # a full disk costs an image, and not the run
+        rank_zero_warn(f"the image {name} could not be written: {error}")
         return
-    levels = to_uint8(picture)  # loggers would truncate floats, or take them for levels
+    levels = to_uint8(image)  # loggers would truncate floats, or take them for levels
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             # W&B's media panels have no step axis of their own choice: the caption carries it
@@ -50,23 +50,21 @@ def log_image(trainer: Trainer, folder: Path | None, name: str, picture: Tensor)
                     name, [levels.permute(1, 2, 0).numpy()], step=step, caption=[f"epoch {epoch}, step {step}"]
                 )
             except (OSError, RuntimeError) as error:
-                rank_zero_warn(f"W&B did not get the picture {name}: {error}")
+                rank_zero_warn(f"W&B did not get the image {name}: {error}")
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, levels, step)
 
 
-def log_animation(
-    trainer: Trainer, folder: Path | None, name: str, pictures: list[Tensor], seconds: float = 0.1
-) -> None:
-    """Write pictures (3, H, W) in [0, 1] as the GIF ``images/<name>_epoch..._step....gif``; else as `log_image`."""
+def log_animation(trainer: Trainer, folder: Path | None, name: str, images: list[Tensor], seconds: float = 0.1) -> None:
+    """Write images (3, H, W) in [0, 1] as the GIF ``images/<name>_epoch..._step....gif``; else as `log_image`."""
     if folder is not None and trainer.is_global_zero:
-        frames = [Image.fromarray(to_uint8(picture).permute(1, 2, 0).numpy()) for picture in pictures]
+        frames = [Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy()) for image in images]
         write_animation(trainer, folder / "images" / f"{name}_{_when(trainer)}.gif", frames, seconds)
 
 
-def write_animation(trainer: Trainer, path: Path, pictures: list[Image.Image], seconds: float) -> None:
-    """Write an animated GIF of those pictures that have the size of the last, and show it where a logger can."""
-    frames = [picture.convert("RGB").quantize(64) for picture in pictures if picture.size == pictures[-1].size]
+def write_animation(trainer: Trainer, path: Path, images: list[Image.Image], seconds: float) -> None:
+    """Write an animated GIF of those images that have the size of the last, and show it where a logger can."""
+    frames = [image.convert("RGB").quantize(64) for image in images if image.size == images[-1].size]
     try:
         with atomic_write(path) as file:
             timing: Any = {"duration": round(1000 * seconds), "loop": 0}

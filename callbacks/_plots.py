@@ -1,4 +1,4 @@
-"""Plots as pictures for `log_image`."""
+"""Plots as images for `log_image`."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def picture(figure: "Figure") -> Tensor:
+def as_image(figure: "Figure") -> Tensor:
     """A figure as ``(3, H, W)`` in [0, 1]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -21,7 +21,7 @@ def picture(figure: "Figure") -> Tensor:
 
 
 def histograms(values: Mapping[str, Tensor], label: str) -> Tensor:
-    """The laws of several sets of numbers, outlined over one another; picture ``(3, H, W)``."""
+    """Histograms of several sets of numbers, outlined over one another; an image ``(3, H, W)``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
@@ -37,11 +37,11 @@ def histograms(values: Mapping[str, Tensor], label: str) -> Tensor:
         axes.hist(clipped, bins, density=True, label=name, **style)
     axes.set(xlabel=f"{label}; what lies beyond is in the outermost bins", ylabel="density")
     axes.legend(frameon=False)
-    return picture(figure)
+    return as_image(figure)
 
 
 def bars(values: Mapping[str, Tensor], names: Sequence[str], label: str) -> Tensor:
-    """Several numbers of the same things, one chart above the other; picture ``(3, H, W)``."""
+    """Several numbers of the same things, one chart above the other; an image ``(3, H, W)``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(5.0, 0.25 * len(names)), 2.5 * len(values)), dpi=100, layout="constrained")
@@ -51,11 +51,11 @@ def bars(values: Mapping[str, Tensor], names: Sequence[str], label: str) -> Tens
         axes.set(ylabel=name)
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set(xlabel=label)
-    return picture(figure)
+    return as_image(figure)
 
 
 def scatter(points: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor:
-    """Points ``(N, 2)`` coloured by label, with the axes' names; picture ``(3, H, W)``."""
+    """Points ``(N, 2)`` coloured by label, with the axes' names; an image ``(3, H, W)``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 6), dpi=100, layout="constrained")
@@ -65,11 +65,11 @@ def scatter(points: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor:
         axes.scatter(x, y, s=4, alpha=0.6, label=str(label))
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.legend(frameon=False, markerscale=4)
-    return picture(figure)
+    return as_image(figure)
 
 
 def curves(lines: Mapping[str, Tensor], x_name: str, y_name: str) -> Tensor:
-    """Lines of (x, y), each ``(2, N)``, the y on a logarithmic scale; picture ``(3, H, W)``."""
+    """Lines of (x, y), each ``(2, N)``, the y on a logarithmic scale; an image ``(3, H, W)``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
@@ -79,4 +79,4 @@ def curves(lines: Mapping[str, Tensor], x_name: str, y_name: str) -> Tensor:
     axes.set(xlabel=x_name, ylabel=y_name, yscale="log")
     if len(lines) > 1:
         axes.legend(frameon=False)
-    return picture(figure)
+    return as_image(figure)

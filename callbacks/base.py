@@ -156,7 +156,7 @@ class ImageCallback(EvaluationCallback):
         self.every_n_epochs, self.seed = every_n_epochs, seed
 
     def draw(self, model: Any, batch: Any) -> Tensor:
-        """The picture, (3, H, W) in [0, 1]."""
+        """The image, (3, H, W) in [0, 1]."""
         raise NotImplementedError
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -170,5 +170,5 @@ class ImageCallback(EvaluationCallback):
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         with forked_rng(self.seed, pl_module.device):
-            picture = self.draw(pl_module, batch)
-        log_image(trainer, run_folder(trainer), self.name, picture)
+            image = self.draw(pl_module, batch)
+        log_image(trainer, run_folder(trainer), self.name, image)

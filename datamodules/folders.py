@@ -1,4 +1,4 @@
-"""What a folder of pictures holds: its images, its splits, and what is left out."""
+"""What a folder of images holds: its images, its splits, and what is left out."""
 
 import re
 import stat
@@ -106,7 +106,7 @@ class Listing:
 
     Args:
         root: The folder.
-        skip_broken: Leave out what cannot be read, with a line that names it.
+        skip_broken: Leave out what cannot be read, and say what.
         deep: Look into the folders below.
 
     Raises:

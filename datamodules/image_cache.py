@@ -131,7 +131,7 @@ def cached(
 
 
 def _tell_of_links(paths: Sequence[Path], folder: Path) -> None:
-    """Say which files are not where they seem to be: whoever got the folder from others may not know."""
+    """Say which files are links to elsewhere: the user may not know."""
     parents = {parent: parent.resolve() for parent in {path.parent for path in paths}}
     # realpath, since a link may lead to itself
     ends = ((path, Path(realpath(path)) if path.is_symlink() else parents[path.parent] / path.name) for path in paths)

@@ -61,7 +61,7 @@ class ImageFolder(ImageData):
     ) -> None:
         if channels not in (1, 3) or image_size < 1 or (test_size or 0) < 0:
             raise DataError(
-                "ImageFolder: channels are 1 or 3, image_size starts at 1, test_size at 0; got "
+                "ImageFolder: channels must be 1 or 3, image_size >= 1, test_size >= 0; got "
                 f"{channels}, {image_size}, {test_size}"
             )
         self.shape = (channels, image_size, image_size)

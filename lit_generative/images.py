@@ -43,7 +43,7 @@ def from_symmetric(x: Tensor) -> Tensor:
 
 
 def grid(x: Tensor, columns: int = 8) -> Tensor:
-    """Tile images ``(B, C, H, W)`` in [0, 1] row by row into one picture, float32 ``(3, H', W')`` in [0, 1]."""
+    """Tile images ``(B, C, H, W)`` in [0, 1] row by row into one image, float32 ``(3, H', W')`` in [0, 1]."""
     return make_grid(x.detach().float().cpu().clamp(0, 1), nrow=columns, padding=2, pad_value=0.5)
 
 

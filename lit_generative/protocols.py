@@ -81,7 +81,7 @@ class Diffuses(Protocol):
         ...
 
     def denoising_trajectory(self, n: int, every: int, c: Tensor | None = None) -> Tensor:
-        """``n`` samples on their way from noise, a picture ``every`` so many times, ``(frames, n, C, H, W)``."""
+        """``n`` samples on their way from noise, a frame every ``every`` times, ``(frames, n, C, H, W)``."""
         ...
 
     def losses_at(self, x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:

@@ -165,7 +165,7 @@ def test_what_is_no_folder_of_images_is_named(tmp_path, faces):
     with pytest.raises(DataError, match=r"faces has images beside folders of images \(no smile"):
         folder(faces)
     for wrong in ({"channels": 2}, {"image_size": 0}, {"test_size": -1}):
-        with pytest.raises(DataError, match="channels are 1 or 3"):
+        with pytest.raises(DataError, match="channels must be 1 or 3"):
             ImageFolder(str(faces), **wrong)
     with pytest.raises(DataError, match="test_size=99 leaves none of 1"):
         (faces / "loose.png").rename(tmp_path / "empty" / "a.png")

@@ -16,8 +16,7 @@ def other_sets(own: Any, given: Iterable[Any]) -> dict[str, Any]:
     """The given sets by name, without the model's ``own`` and without repetitions.
 
     A name is that of the class, with a number where there are several of it. A set that names no folder is searched
-    where the model's own lies, if that is a set among others; in a folder of pictures none is sought, and into none is
-    anything downloaded.
+    where the model's own lies, if that may hold others; a folder of images is neither searched nor downloaded into.
     """
     distinct = {identity(own): own}
     for data in given:

@@ -28,7 +28,7 @@ class Disentanglement(PerImageCallback):
 
     def __init__(self, votes: int = 800, images: int = 100, seed: int = 0) -> None:
         if votes < 1 or images < 2:
-            raise UserError(f"Disentanglement: votes starts at 1, images at 2; got {votes}, {images}")
+            raise UserError(f"Disentanglement: votes must be >= 1, images >= 2; got {votes}, {images}")
         self.votes, self.images, self.seed = votes, images, seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

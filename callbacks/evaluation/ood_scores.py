@@ -39,8 +39,8 @@ class OODScores(EvaluationCallback):
         headline: The score whose AUROC, averaged over ``data``, stands for the model as ``ood/auroc_<headline>``; None:
             input complexity, or what a model without likelihood says (``ood_headline``).
         every_n_epochs: Score also in validation, to watch: nothing may be chosen by it; 0: in test only.
-        batch_size: Images scored at a time; the draws behind a stochastic bound depend on it.
-        resamples: Bootstrap resamples behind the intervals.
+        batch_size: Images scored at a time; the draws of a stochastic bound depend on it.
+        resamples: Bootstrap resamples for the intervals.
         strict: Without it, what the model cannot do and sets that are not there are left out with one line.
         seed: Of the images, the model's draws and the bootstrap.
 
@@ -62,7 +62,7 @@ class OODScores(EvaluationCallback):
         seed: int = 0,
     ) -> None:
         if min(num_images, batch_size, resamples) < 1 or every_n_epochs < 0:
-            raise UserError("OODScores: num_images, batch_size and resamples start at 1, every_n_epochs at 0")
+            raise UserError("OODScores: num_images, batch_size and resamples must be >= 1, every_n_epochs >= 0")
         if headline == "ratio" and background is None:
             raise UserError("OODScores: headline ratio needs the checkpoint of a background")
         self.data, self.background, self.synthetic, self.num_images = data, background, synthetic, num_images

@@ -21,7 +21,7 @@ TITLES = {"samples_per_second": "samples/s", "nll": "NLL, nats", "bpd": "bits/di
 
 
 class Report(Callback):
-    """Print what is run on what, a line for every validation, and at the end checkpoints, pictures, the test's table.
+    """Print what is run on what, a line for every validation, and at the end checkpoints, images, the test's table.
 
     The test's numbers and one row to compare models by are also written, as ``results.json`` and ``results.md``.
 
@@ -84,7 +84,7 @@ class Report(Callback):
             print(f"{'best checkpoint':<{INDENT}}{_relative(kept)}{note}")
         if (last := last_checkpoint(trainer)) is not None and last.is_file():
             print(f"{'last checkpoint':<{INDENT}}{_relative(last)}")
-        _print_pictures(folder)
+        _print_images(folder)
         print(f"{'run folder':<{INDENT}}{folder}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,7 +117,7 @@ class Report(Callback):
             set_aside(folder / "results.json", folder / "results.md")
             (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
             (folder / "results.md").write_text(text)
-            _print_pictures(folder)
+            _print_images(folder)
             print(f"{'run folder':<{INDENT}}{folder}")
 
 
@@ -150,13 +150,13 @@ def _print_numbers(title: str, metrics: dict[str, float]) -> None:
             print(f"  {name:<{width}}{value:>12.4f}" + (f"  ± {error:.4f}" if error is not None else ""))
 
 
-def _print_pictures(folder: Path) -> None:
-    """The newest picture of every kind."""
+def _print_images(folder: Path) -> None:
+    """The newest image of every kind."""
     ending = re.compile(r"_(epoch\d+_step\d+|[a-z]+)$")  # what `log_image` appends
     newest = {ending.sub("", path.stem): path for path in sorted((folder / "images").glob("*.png"))}
     for i, path in enumerate(newest.values()):
         if i == 0:
-            print(f"{'pictures':<{INDENT}}{path.parent}")
+            print(f"{'images':<{INDENT}}{path.parent}")
         print(f"{'':<{INDENT}}{path.name}")
 
 

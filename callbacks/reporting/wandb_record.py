@@ -1,4 +1,4 @@
-"""What W&B is told beside curves and pictures: how to read them, what was measured how, and the checkpoints."""
+"""What W&B gets beside curves and images: how to read them, how they were measured, and the checkpoints."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ class WandbRecord(Callback):
     """Tell a W&B run what its dashboards need; nothing without a `WandbLogger`. What fails there never stops a run.
 
     * Every metric's axis is the number of batches; summaries hold what a checkpoint was chosen by at its best.
-    * Model, data and the protocol behind a test's numbers are fields to filter by, its row is the summary.
+    * Model, data and the protocol of a test's numbers are fields to filter by, its row is the summary.
     * Histograms of the weights of every network, after every validation.
     * The checkpoints as artifacts ``<run id>-checkpoint`` with the aliases ``best`` and ``last``, when training ends.
     * Out-of-distribution scores of every image as a table.
@@ -44,7 +44,7 @@ class WandbRecord(Callback):
                 try:
                     what(logger.experiment)
                 except (wandb.Error, OSError, RuntimeError, ValueError) as error:
-                    rank_zero_warn(f"W&B was not told: {error}")
+                    rank_zero_warn(f"W&B could not be updated: {error}")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         def define(run: Any) -> None:

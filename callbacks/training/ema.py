@@ -16,17 +16,17 @@ from lit_generative.errors import UserError
 
 
 class EMA(Callback):
-    """Keep averaged weights, and put them in place wherever the model is looked at.
+    """Keep averaged weights, and use them in validation, test and prediction.
 
-    After step n the average moves by 1 - min(decay, (1 + n) / (10 + n)) towards the weights (the warm-up of Ho et al.'s
-    successors). Buffers, such as the statistics of batch norm, are copied. Validation, test and prediction see the
-    averages, and so does whoever samples after training. A checkpoint's ``state_dict`` holds the averages, so that
-    ``sample`` and ``test`` need nothing else; the raw weights, with which training goes on, stand beside them.
+    After step n the average moves by 1 - min(decay, (1 + n) / (10 + n)) towards the weights (the usual warm-up).
+    Buffers, such as the statistics of batch norm, are copied. Samples after training see the averages, too. A
+    checkpoint's ``state_dict`` holds the averages, so that ``sample`` and ``test`` need nothing else; the raw weights,
+    with which training goes on, stand beside them.
 
     Args:
         networks: Names of the model's sub-modules.
         decay: The largest.
-        every_n_steps: Update so often, counted in the generator's steps where a game has such, else in the Trainer's.
+        every_n_steps: Update so often, counted in the generator's steps where there are such, else in the Trainer's.
     """
 
     def __init__(self, networks: Sequence[str] = ("generator",), decay: float = 0.999, every_n_steps: int = 1) -> None:
@@ -124,7 +124,7 @@ class EMA(Callback):
         own["ema"] = {"updates": {name: int(average.n_averaged) for name, average in self._averages.items()}}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Training goes on with the checkpoint's averages; whoever looks at them has them in the model already."""
+        """Training goes on with the checkpoint's averages; for anything else they are in the model already."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._averages, self._model, self._in_place = {}, lambda: None, False  # a later training begins
             return

@@ -18,7 +18,7 @@ class SaveOnSignal(Callback):
     """Write ``last.ckpt`` on SIGTERM or Ctrl-C, which then end the run, and on SIGUSR1, with which it goes on.
 
     A signal to any process of a run is one to all: they agree after every batch (a few numbers are exchanged). A step
-    that is begun is completed first. Where a validation or the end of the epoch comes next the run ends behind these,
+    that is begun is completed first. Where a validation or the end of the epoch comes next the run ends after these,
     where `LastCheckpoint` has written. A second Ctrl-C does not wait; a test or a prediction of several processes just
     ends.
     """
@@ -48,7 +48,7 @@ class SaveOnSignal(Callback):
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                os.write(2, b"\nending behind this batch, or the validation that is due; again: at once\n")
+                os.write(2, b"\nending after this batch, or the validation that is due; again: at once\n")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def end(number: int, frame: Any) -> None:

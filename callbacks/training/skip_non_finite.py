@@ -24,7 +24,7 @@ class SkipNonFinite(Callback):
 
     def __init__(self, at_most: int = 10) -> None:
         if at_most < 1:
-            raise UserError(f"SkipNonFinite: at_most starts at 1, got {at_most}")
+            raise UserError(f"SkipNonFinite: at_most must be >= 1, got {at_most}")
         self.at_most = at_most
         self._in_a_row: dict[int, int] = {}  # by optimiser
         self._buffers: list[Tensor] = []  # as they were before the step

@@ -1,1 +1,1 @@
-"""Callbacks that draw pictures."""
+"""Callbacks that draw what a model makes."""

@@ -28,7 +28,7 @@ class Animation(ImageCallback):
     def __init__(self, n: int, every: int, every_n_epochs: int = 10, **image: Any) -> None:
         super().__init__(every_n_epochs, **image)
         if min(n, every) < 1:
-            raise UserError(f"{type(self).__name__}: n and every start at 1, got {n} and {every}")
+            raise UserError(f"{type(self).__name__}: n and every must be >= 1, got {n} and {every}")
         self.n, self.every = n, every
 
     def frames(self, model: Any, batch: Any) -> Tensor:

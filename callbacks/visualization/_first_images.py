@@ -1,4 +1,4 @@
-"""A picture of the first images of an evaluation, whatever the size of its batches."""
+"""The first images of an evaluation, whatever the size of its batches."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from lit_generative.utils.rng import forked_rng
 
 
 class FirstImages(ImageCallback):
-    """A row of pictures for each of the first ``n`` images of a validation that is due, and of a test.
+    """A row for each of the first ``n`` images of a validation that is due, and of a test.
 
     `rows` looks at the model, in batch hooks, a part of a batch at a time until there are ``n``; `draw_rows` puts them
     together when the evaluation ends. A message says so, once, if it had fewer.
@@ -28,7 +28,7 @@ class FirstImages(ImageCallback):
     def __init__(self, n: int, **image: Any) -> None:
         super().__init__(**image)
         if n < 1:
-            raise UserError(f"{type(self).__name__}: n starts at 1, got {n}")
+            raise UserError(f"{type(self).__name__}: n must be >= 1, got {n}")
         self.n = n
         self._rows: list[Tensor] = []
 
@@ -37,11 +37,11 @@ class FirstImages(ImageCallback):
         return torch.ones(len(c), dtype=torch.bool, device=c.device)
 
     def rows(self, model: LightningModule, x: Tensor, c: Tensor) -> Tensor:
-        """The pictures of each image, ``(B, columns, C, H, W)`` in [0, 1]."""
+        """The row of each image, ``(B, columns, C, H, W)`` in [0, 1]."""
         raise NotImplementedError
 
     def draw_rows(self, rows: Tensor) -> Tensor:
-        """The picture ``(3, H', W')`` in [0, 1] of rows ``(N, columns, C, H, W)``."""
+        """The image ``(3, H', W')`` in [0, 1] of rows ``(N, columns, C, H, W)``."""
         return grid(rows.flatten(0, 1), rows.shape[1])
 
     @property

@@ -24,7 +24,7 @@ class LatentInterpolation(ImageCallback):
     def __init__(self, n: int = 8, steps: int = 10, **image: Any) -> None:
         super().__init__(**image)
         if n < 1 or steps < 2:
-            raise UserError(f"{type(self).__name__}: n starts at 1, steps at 2; got {n} and {steps}")
+            raise UserError(f"{type(self).__name__}: n must be >= 1, steps >= 2; got {n} and {steps}")
         self.n, self.steps = n, steps
 
     def draw(self, model: Any, batch: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where images lie in a latent space."""
+"""Where images are in a latent space."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class LatentScatter(PerImageCallback):
     def __init__(self, num_images: int = 5000, every_n_epochs: int = 1, seed: int = 0) -> None:
         if num_images < 1 or every_n_epochs < 0:
             raise UserError(
-                f"LatentScatter: num_images starts at 1, every_n_epochs at 0; got {num_images}, {every_n_epochs}"
+                f"LatentScatter: num_images must be >= 1, every_n_epochs >= 0; got {num_images}, {every_n_epochs}"
             )
         self.num_images, self.every_n_epochs, self.seed = num_images, every_n_epochs, seed
 

@@ -30,8 +30,7 @@ class LatentTraversal(ImageCallback):
         super().__init__(**image)
         if steps < 2 or dims < 1 or not 0 <= quantile < 0.5:
             raise UserError(
-                "LatentTraversal: steps starts at 2, dims at 1, quantile lies in [0, 0.5); "
-                f"got {steps}, {dims}, {quantile}"
+                f"LatentTraversal: steps must be >= 2, dims >= 1, quantile in [0, 0.5); got {steps}, {dims}, {quantile}"
             )
         self.steps, self.dims, self.quantile = steps, dims, quantile
 

@@ -1,4 +1,4 @@
-"""Losses over the epochs in one picture."""
+"""Losses over the epochs in one plot."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -24,7 +24,7 @@ class LossPerTime(PerImageCallback):
 
     def __init__(self, bins: int = 50, every_n_epochs: int = 10, seed: int = 0) -> None:
         if bins < 1 or every_n_epochs < 0:
-            raise UserError(f"LossPerTime: bins start at 1, every_n_epochs at 0; got {bins} and {every_n_epochs}")
+            raise UserError(f"LossPerTime: bins must be >= 1, every_n_epochs >= 0; got {bins} and {every_n_epochs}")
         self.bins, self.every_n_epochs, self.seed = bins, every_n_epochs, seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

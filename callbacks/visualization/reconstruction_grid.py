@@ -25,7 +25,7 @@ class ReconstructionGrid(FirstImages):
     def __init__(self, n: int = 32, columns: int = 8, **image: Any) -> None:
         super().__init__(n, **image)
         if columns < 1:
-            raise UserError(f"{type(self).__name__}: columns starts at 1, got {columns}")
+            raise UserError(f"{type(self).__name__}: columns must be >= 1, got {columns}")
         self.columns = columns
 
     def rows(self, model: Any, x: Tensor, c: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A grid of samples, drawn from the same noise every time so that the pictures can be compared."""
+"""A grid of samples, drawn from the same noise every time so that the images can be compared."""
 
 from typing import Any
 

@@ -8,26 +8,26 @@ from lit_generative.errors import UserError
 
 
 class TrainingAnimation(Callback):
-    """Join the pictures ``images/<name>_epoch*.png`` of a run into ``images/<name>.gif`` when training ends.
+    """Join the images ``images/<name>_epoch*.png`` of a run into ``images/<name>.gif`` when training ends.
 
-    A run that `--resume` went on with has one film of all its parts.
+    A resumed run has one animation of all its parts.
 
     Args:
-        name: Kind of the pictures; those of `SampleGrid`, which are drawn from the same noise every time, by default.
+        name: Kind of the images; by default those of `SampleGrid`, which are drawn from the same noise every time.
         seconds: Time that each of them is shown.
     """
 
     def __init__(self, name: str = "samples", seconds: float = 0.3) -> None:
         if seconds <= 0:
-            raise UserError(f"TrainingAnimation: seconds must be positive, got {seconds}")
+            raise UserError(f"TrainingAnimation: seconds must be > 0, got {seconds}")
         self.name, self.seconds = name, seconds
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
         if folder is None or not trainer.is_global_zero:
             return
-        pictures = sorted((folder / "images").glob(f"{self.name}_epoch*.png"))
-        if pictures:
+        frames = sorted((folder / "images").glob(f"{self.name}_epoch*.png"))
+        if frames:
             path = folder / "images" / f"{self.name}.gif"
-            write_animation(trainer, path, [Image.open(picture) for picture in pictures], self.seconds)
+            write_animation(trainer, path, [Image.open(frame) for frame in frames], self.seconds)
             print(f"film of {self.name:<8} {path}")

@@ -33,7 +33,7 @@ class BestModelCheckpoint(ModelCheckpoint):
         Unless told otherwise the model names the number. Without validation there is none: the last is kept.
 
         Raises:
-            ValueError: Several are to be kept, and no number tells which; or ``dirpath`` has checkpoints already.
+            ValueError: Several are to be kept, and no metric tells which; or ``dirpath`` has checkpoints already.
         """
         chosen = self.monitor not in (None, DEFAULT_MONITOR)
         if self.monitor == DEFAULT_MONITOR:
@@ -44,7 +44,7 @@ class BestModelCheckpoint(ModelCheckpoint):
             self.monitor = None
         if self.monitor is None and self.save_top_k > 1:
             raise UserError(
-                f"--checkpoint.save_top_k {self.save_top_k} keeps the best, but no number says which these are: name "
+                f"--checkpoint.save_top_k {self.save_top_k} keeps the best, but no metric says which these are: name "
                 "one as --checkpoint.monitor, or set save_top_k to 1 (the last) or -1 (all)"
             )
         if self.dirpath and (there := sorted(Path(self.dirpath).glob("*.ckpt"))):

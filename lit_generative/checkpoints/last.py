@@ -61,14 +61,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def step_begun(trainer: Trainer) -> bool:
-    """Whether the batches so far hold a part of a step, behind which no run can go on."""
+    """Whether the batches so far make a part of a step, after which no run can be resumed."""
     accumulating = (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0
     # the last batch completes its step
     return (accumulating and not trainer.is_last_batch) or getattr(trainer.lightning_module, "step_begun", False)
 
 
 def validates_next(trainer: Trainer) -> bool:
-    """Whether a validation comes behind this batch of training, or the end of the epoch."""
+    """Whether a validation, or the end of the epoch, follows this batch of training."""
     loop = trainer.fit_loop.epoch_loop
     # as Lightning counts: over epochs where validations do not go by them
     batches = (loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx) + 1
@@ -86,7 +86,7 @@ class LastCheckpoint(Checkpoint):
     """Keep ``last.ckpt``, whatever the best is: after every epoch, and after validations within it.
 
     Args:
-        every_n_steps: Also so often, each time behind the next batch from which a run can go on exactly.
+        every_n_steps: Also every so many steps, after the next batch from which a run can be resumed exactly.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
@@ -100,7 +100,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         every = self.every_n_steps
         due = every is not None and trainer.global_step // every > self._saved // every
-        # a run that goes on from there would leave the rest of the step out, or the validation
+        # a run resumed from there would leave out the rest of the step, or the validation
         if due and not step_begun(trainer) and not validates_next(trainer):
             self._save(trainer)
 

@@ -98,7 +98,7 @@ def find_class(path: str, base: type) -> type:
 def import_classes(config: Any) -> None:
     """Import every class that a configuration of the user's, of any depth, names as a ``class_path``.
 
-    What cannot be imported is left to whoever uses it, and says why.
+    What cannot be imported is passed over: using it says why.
     """
     for key, value in config.items() if isinstance(config, dict) else enumerate(config):
         if isinstance(value, dict | list):

@@ -34,7 +34,7 @@ SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 
 
 def fetch(source: str) -> Path:
-    """The file of weights behind ``source``, after a download where it is not here.
+    """The file of weights that ``source`` names, downloaded if it is not local.
 
     ``FILE``; a ``FOLDER`` with one; ``wandb://entity/project/name:version``, an artifact; or
     ``hf://owner/name[:file]``, a repository of Hugging Face.

@@ -43,11 +43,11 @@ def sample(
         raise FileExistsError(f"{target} exists already: choose another --output, or remove it")
     kind = target.suffix.lower()
     if kind not in (".png", ".npz", ""):
-        raise UserError(f"--output takes x.png, x.npz or a folder without a suffix, not {target}")
+        raise UserError(f"--output must be x.png, x.npz or a folder without a suffix, got {target}")
     if min(n, batch_size) < 1:
-        raise UserError(f"--n and --batch_size must be positive, got {n} and {batch_size}")
+        raise UserError(f"--n and --batch_size must be >= 1, got {n} and {batch_size}")
     if seed.bit_length() > 63:
-        raise UserError(f"--seed takes at most 63 bits, got {seed}")
+        raise UserError(f"--seed must have at most 63 bits, got {seed}")
     model: Any = load_model(ckpt_path)
     try:
         model.to(device)
@@ -59,7 +59,7 @@ def sample(
     if label is not None and not 0 <= label < classes:
         raise UserError(f"label {label}: {type(model).__name__} knows {classes or 'no'} classes")
     chosen: Any = options or {}
-    known = list(inspect.signature(model.sample).parameters)[2:]  # behind n and c
+    known = list(inspect.signature(model.sample).parameters)[2:]  # after n and c
     if unknown := [name for name in chosen if name not in known]:
         raise UserError(f"{type(model).__name__} has no option {unknown[0]} of samples: it has {known or 'none'}")
     for name, value in chosen.items():

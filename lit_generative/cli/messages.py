@@ -38,7 +38,7 @@ IGNORED = (
     "Grad strides do not match bucket view strides",
     # the heading names the device
     "[GT]PU available but not used",
-    # data sets lie in memory, or are single files
+    # data sets are in memory, or single files
     ".*does not have many workers",
     # lines of the curves go by the steps of the run, not of the epoch
     "The number of training batches .* is smaller than the logging interval",
@@ -61,7 +61,7 @@ RENAMED = {
     r"\bDenoisingFilm\b": "DenoisingFilm is now DenoisingAnimation",
 }
 LIGHTNING = Path(lightning.__file__).parent
-CHECKED_BY = (LIGHTNING, Path(torch.optim.__file__).parent)  # whoever raises an error about arguments of users
+CHECKED_BY = (LIGHTNING, Path(torch.optim.__file__).parent)  # where errors about the user's arguments are raised
 
 
 class _Stderr(logging.Handler):

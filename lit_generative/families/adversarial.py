@@ -1,8 +1,8 @@
-"""Manual optimisation of two networks that play against each other, done once.
+"""Manual optimisation of two networks that are trained against each other, done once.
 
-A batch is one turn. The discriminator (critic) moves first, on the generator's images without their graph; every
-``n_critic``-th time the generator moves against it, with the same images. Neither touches the other's weights or
-buffers. A model writes `generate`, `discriminator_loss`, `generator_loss` and its optimisers.
+For every batch the discriminator (critic) takes a step, on the generator's images without their graph; every
+``n_critic``-th time the generator takes one too, on the same images. Neither touches the other's weights or buffers. A
+model writes `generate`, `discriminator_loss`, `generator_loss` and `default_optimizers`.
 """
 
 import warnings
@@ -43,7 +43,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 
 class Adversarial(GenerativeModel):
-    """A model whose training is a game of ``generator`` and ``discriminator``.
+    """A model whose ``generator`` and ``discriminator`` are trained against each other.
 
     `default_optimizers` gives the optimisers of the two in this order.
     ``trainer.global_step`` counts batches, whatever ``n_critic`` and ``log_terms`` are; a step that float16's scaler
@@ -54,12 +54,12 @@ class Adversarial(GenerativeModel):
         accumulate_grad_batches: Batches, of equal size, whose gradients make one step; the last step of an epoch may
             have fewer.
         clip: Norm to which either network's gradients are clipped; 0: not at all.
-        rest: Arguments of the other class, where a model is a game and something else (``class M(Adversarial, VAE)``).
+        rest: Arguments of the other class, of a model with two parents (``class M(Adversarial, VAE)``).
     """
 
     generator: nn.Module
     discriminator: nn.Module
-    monitor: str | None = None  # a game has no loss to choose by
+    monitor: str | None = None  # there is no loss to choose by
 
     def __init__(self, n_critic: int = 1, accumulate_grad_batches: int = 1, clip: float = 0.0, **rest: Any) -> None:
         super().__init__(**rest)
@@ -71,13 +71,13 @@ class Adversarial(GenerativeModel):
         self.automatic_optimization = False
         self.n_critic, self.batches_per_step, self.clip = n_critic, accumulate_grad_batches, clip
         self.discriminator_steps = self.generator_steps = self.images_seen = 0
-        self._waiting: list[Batch] = []  # batches behind the gradients of a step to come
+        self._waiting: list[Batch] = []  # batches whose gradients wait for the rest of a step
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
             self.require_float32("float16 loses small gradients", instead_of=("16-true",))
-            self.require_unused_parameters("moves one network at a time")
+            self.require_unused_parameters("trains one network at a time")
 
     @property
     def fused(self) -> bool:
@@ -106,12 +106,12 @@ class Adversarial(GenerativeModel):
     def after_discriminator_step(self) -> None:
         """For what follows each of its steps, as the clipping of weights."""
 
-    # -- one turn ----------------------------------------------------------------------------------
+    # -- one step ---------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizers: Any = self.optimizers()
         with one_step_a_batch(optimizers):
-            self._play(batch, *optimizers)
+            self._train_on(batch, *optimizers)
         self.images_seen += len(batch[0]) * self.trainer.world_size
         self._step_schedules("step", self.trainer.global_step)
 
@@ -132,10 +132,10 @@ class Adversarial(GenerativeModel):
                 schedule: Any = config.scheduler
                 schedule.step()
 
-    def _play(self, batch: Batch, optimizer_g: LightningOptimizer, optimizer_d: LightningOptimizer) -> None:
+    def _train_on(self, batch: Batch, optimizer_g: LightningOptimizer, optimizer_d: LightningOptimizer) -> None:
         self._waiting.append(batch)
-        moves = (self.discriminator_steps + 1) % self.n_critic == 0  # the generator, after this discriminator step
-        shares = moves and self.batches_per_step == 1  # its images serve both
+        both = (self.discriminator_steps + 1) % self.n_critic == 0  # a step of the generator follows
+        shares = both and self.batches_per_step == 1  # its images serve both
         if shares:
             fake = self.generate(batch)
         else:
@@ -150,7 +150,7 @@ class Adversarial(GenerativeModel):
         self._step(optimizer_d)
         self.discriminator_steps += 1
         self.after_discriminator_step()
-        if moves:
+        if both:
             optimizer_g.zero_grad()
             with frozen(self.discriminator):
                 for i, waiting in enumerate(self._waiting, 1):

@@ -44,10 +44,10 @@ def code_length(images: Tensor) -> Tensor:
     """The shortest lossless code (PNG, WebP, JPEG 2000) of each image uint8 ``(N, C, H, W)``, nats ``(N,)``."""
     lengths = []
     for image in images.permute(0, 2, 3, 1).squeeze(-1).cpu().numpy():
-        picture, sizes = Image.fromarray(image), []
+        pil, sizes = Image.fromarray(image), []
         for code, options in CODES.items():
             file = io.BytesIO()
-            picture.save(file, code, **options)
+            pil.save(file, code, **options)
             sizes.append(len(file.getvalue()))
         lengths.append(min(sizes))
     return torch.tensor(lengths, dtype=torch.float64) * 8 * math.log(2)
@@ -110,7 +110,7 @@ def detection(inside: Tensor, outside: Tensor, resamples: int = 1000, seed: int 
     """How well a score tells ``outside`` images ``(M,)`` from ``inside`` ones ``(N,)``.
 
     ``auroc``; ``aupr``, the average precision with ``outside`` as the positive class, which depends on M / (M + N);
-    ``fpr95``, the share of ``outside`` accepted at the lowest threshold that accepts 95 % of ``inside``. Each as
+    ``fpr95``, the fraction of ``outside`` accepted at the lowest threshold that accepts 95 % of ``inside``. Each as
     (value, lower, upper) with a 95 % interval over bootstrap resamples of both sets. NaN counts against the score:
     an inside image as infinitely far out, an outside one as infinitely far in.
     """

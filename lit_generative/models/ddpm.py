@@ -41,7 +41,7 @@ def ancestral(
 ) -> Tensor:
     """Algorithm 2, at all times or at some of them: draw x_s ~ p(x_s|x_t) step by step, its variance small or large.
 
-    The mean of Eq. 7, with the estimate of x_0 in the place of x_0, is that of Eq. 11.
+    The mean of Eq. 7, with the estimate of x_0 for x_0, is that of Eq. 11.
     """
     x = x_T
     for t, s in pairwise([*times, 0]):

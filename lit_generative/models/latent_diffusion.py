@@ -6,7 +6,7 @@ r"""High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al.
 
 The first stage is our VAE, whose latents are vectors, and the network a residual one of vectors. Over all images, z has
 about mean 0 and variance 1 by the VAE's own objective, and is taken as it is. The bound is one on the images: the
-diffusion stands in the place of the prior. Latents are continuous, so that p(z_0|z_1) is a density. Its variance is
+diffusion replaces the prior. Latents are continuous, so that p(z_0|z_1) is a density. Its variance is
 beta_1, that of z_0 given z_1 where z ~ N(0, I); the smaller one of a `DDPM` is for discrete pixels.
 """
 

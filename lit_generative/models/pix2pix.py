@@ -81,7 +81,7 @@ class Pix2Pix(Adversarial):
         if patch != 1 and patch not in PATCHES:
             raise UserError(f"patch must be one of 1, {', '.join(map(str, PATCHES))} pixels, got {patch}")
         fitting = [1, *(p for p, halvings in PATCHES.items() if min(h, w) >= 3 * 2**halvings)]
-        if patch not in fitting:  # nothing would be left behind the last convolution
+        if patch not in fitting:  # the last convolution would leave nothing
             raise UserError(f"patches of {patch} pixels do not fit images of {h}x{w}: choose from {fitting}")
         if not (0 <= dropout < 1 and 0 <= lr_decay_start <= 1 and min(lambda_l1, lambda_gan) >= 0):
             raise UserError(

@@ -13,7 +13,7 @@ def zero(layer: nn.Linear | nn.Conv2d) -> None:
 
 
 def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module], zero_last: bool = False) -> nn.Sequential:
-    """Linear layers of the given sizes with an activation between them, none after the last, which may start at 0."""
+    """Linear layers of the given sizes, an activation between them; ``zero_last`` gives the last zeros at first."""
     layers: list[nn.Module] = []
     for i, o in pairwise(sizes):
         last = nn.Linear(i, o)

@@ -20,7 +20,7 @@ class UNetGenerator(nn.Module):
 
     Halved ``num_downs`` times and doubled again, with a skip connection at every size; H and W are multiples of
     2^num_downs.
-    The noise is dropout behind the doublings of the widest layers but the innermost, in test too if ``always_drop``.
+    The noise is dropout after the doublings of the widest layers but the innermost, in test too if ``always_drop``.
     With ``by_image`` batch norm takes each image's own statistics outside of training: the paper's test with batches
     of one (Section 3.4), whatever the batch is.
     """

@@ -79,7 +79,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, each with attention or none, and where the resolution changes behind them."""
+    """Residual blocks of one resolution, each with attention or none, and where the resolution changes after them."""
 
     def __init__(self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class UNet(nn.Module):
         image_shape: (C, H, W). Sides are padded with 0 inside until every level halves them, and cropped again.
         channels: Of every level, the finest first.
         blocks: Residual blocks of every level on the way down; there is one more on the way up.
-        attention_at: Levels with attention behind every block, 0 the finest; the middle always has it.
+        attention_at: Levels with attention after every block, 0 the finest; the middle always has it.
         head_channels: Channels of an attention head; None: one head.
         dropout: In every residual block.
         groups: Of the group norms.

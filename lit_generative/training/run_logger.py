@@ -16,7 +16,7 @@ from lit_generative.utils.files import atomic_write
 
 
 class RunLogger(CSVLogger):
-    """Lightning's CSV logger, which in the folder of a run that goes on also goes on behind that run's rows.
+    """Lightning's CSV logger, which continues the rows of a run that is resumed in its folder.
 
     Args:
         save_dir, name, version: ``<save_dir>/<name>/version_<version>``; None: the next version.
@@ -32,7 +32,7 @@ class RunLogger(CSVLogger):
     ) -> None:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"--name {name} leads out of {save_dir}: use --trainer.default_root_dir for another place")
-        super().__init__(save_dir, name, version, flush_logs_every_n_steps=1)  # whoever kills a run sees its rows
+        super().__init__(save_dir, name, version, flush_logs_every_n_steps=1)  # a run that is killed has its rows
         self.steps, self.curves = steps, curves
 
     def _get_next_version(self) -> int:
