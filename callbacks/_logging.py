@@ -70,7 +70,7 @@ def write_animation(trainer: Trainer, path: Path, images: list[Image.Image], sec
             timing: Any = {"duration": round(1000 * seconds), "loop": 0}
             frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], **timing)
     except OSError as error:
-        rank_zero_warn(f"the film {path.name} could not be written: {error}")
+        rank_zero_warn(f"the animation {path.name} could not be written: {error}")
         return
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
@@ -78,4 +78,4 @@ def write_animation(trainer: Trainer, path: Path, images: list[Image.Image], sec
             try:
                 logger.log_video(f"{name}_film", [str(path)], step=trainer.global_step, format=["gif"])
             except (OSError, RuntimeError) as error:
-                rank_zero_warn(f"W&B did not get the film {name}: {error}")
+                rank_zero_warn(f"W&B did not get the animation {name}: {error}")

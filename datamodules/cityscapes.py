@@ -64,7 +64,7 @@ class Cityscapes(PairedImages):
         **pairs: Any,
     ) -> None:
         if direction not in ("labels_to_photo", "photo_to_labels") or labels not in ("color", "ids", "one_hot"):
-            raise DataError(f"Cityscapes: no such choice: direction={direction!r}, labels={labels!r}")
+            raise DataError(f"Cityscapes: there is no such choice: direction={direction!r}, labels={labels!r}")
         to_labels = direction == "photo_to_labels"
         if to_labels and labels != "color":
             raise DataError("Cityscapes: images are made of labels in colour: leave labels at color")
@@ -196,5 +196,5 @@ def read_ids(path: Path) -> Image.Image:
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(str(error).replace(f" {str(path)!r}", "")) from error
     if ids.ndim != 2:
-        raise UserError("these are no label ids, of one channel")
+        raise UserError("these are not label ids, which have one channel")
     return Image.fromarray(np.where((ids >= 0) & (ids < IDS), ids, 0).astype(np.uint8))  # -1 is a licence plate

@@ -124,7 +124,7 @@ def cached(
     try:
         images = np.load(data, mmap_mode="c")  # private: the file itself is never written to
     except (OSError, ValueError) as error:
-        raise DataError(f"{data} is damaged ({error}): delete it, it will be made anew") from error
+        raise DataError(f"{data} is damaged ({error}): delete it: it will be made again") from error
     if images.shape != (len(files), *shape):
         raise DataError(f"{data} holds images {images.shape}, not {(len(files), *shape)}: delete it")
     return torch.from_numpy(images), [i for i in range(len(files)) if i not in broken]

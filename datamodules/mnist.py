@@ -41,7 +41,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     magic, start = bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions
     if content[:4] != magic[: len(content)]:
         raise DataError(
-            f"{path} begins with {content[:4].hex()}, not {magic.hex()}: it is no IDX file of bytes in "
+            f"{path} begins with {content[:4].hex()}, not {magic.hex()}: it is not an IDX file of bytes in "
             f"{dimensions} dimensions; put the right file there"
         )
     if len(content) < start:

@@ -92,7 +92,7 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, PlainArguments, AnyPre
         """
         model = from_pretrained(source)
         if not isinstance(model, cls):
-            raise UserTypeError(f"{source} holds a {type(model).__name__}, no {cls.__name__}")
+            raise UserTypeError(f"{source} holds a {type(model).__name__}, not a {cls.__name__}")
         return model
 
     def programs(self) -> dict[str, tuple[torch.nn.Module, tuple[Tensor, ...]]]:

@@ -31,7 +31,7 @@ def draw(model: Any, n: int, c: Tensor | None = None, **options: Any) -> Tensor:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     half = n // 2
-    rank_zero_warn(f"no memory for {n} samples at a time: going on with {half}; their noise is another")
+    rank_zero_warn(f"no memory for {n} samples at a time: going on with {half} at a time, whose noise differs")
     parts = [(half, None if c is None else c[:half]), (n - half, None if c is None else c[half:])]
     return torch.cat([draw(model, count, part, **options) for count, part in parts])
 
@@ -56,7 +56,7 @@ class Conditions:
     def __init__(self, user: object, model: Any, data: Any, guidance: float = 0.0) -> None:
         name, known = type(user).__name__, getattr(model, "classes", 0)
         if guidance < 0:
-            raise UserError(f"{name}: guidance must not be negative, got {guidance:g}")
+            raise UserError(f"{name}: guidance must be >= 0, got {guidance:g}")
         parameters = inspect.signature(model.sample).parameters if guidance else {}
         takes = "guidance" in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
         if guidance and not (known and takes):
@@ -65,13 +65,13 @@ class Conditions:
         if known:
             if not isinstance(data, HasLabels):
                 raise UserTypeError(
-                    f"{name} draws labels for {type(model).__name__}, which knows {known} classes, from the class "
+                    f"{name} draws labels for {type(model).__name__}, which has {known} classes, from the class "
                     f"frequencies of the training data, but {type(data).__name__} does not give its labels "
                     "(`labels_of`)"
                 )
             counts = torch.bincount(data.labels_of("train"))
             if len(counts) > known:
-                raise UserError(f"{type(model).__name__} knows {known} classes, but the data have {len(counts)}")
+                raise UserError(f"{type(model).__name__} has {known} classes, but the data have {len(counts)}")
             self.frequencies = counts / counts.sum()
 
     def labels(self, n: int, device: torch.device) -> Tensor | None:

@@ -389,7 +389,7 @@ def test_samples_of_a_class_by_a_named_sampler(run, tmp_path):
     assert (drawn[0] != drawn[1]).any() and (drawn[1] != drawn[2]).any()
     with pytest.raises(SystemExit, match=r"trained with steps=20, and mean nothing with 10: leave out --model\.steps"):
         run("test", f"--ckpt_path={ckpt}", "--model.steps=10", "--trainer.limit_test_batches=1")
-    with pytest.raises(SystemExit, match="label 10: DDPM knows 10 classes"):
+    with pytest.raises(SystemExit, match="label 10: DDPM has 10 classes"):
         run(*sample, "--output=b.npz", "--label=10")
     with pytest.raises(SystemExit, match="there is no sampler euler: choose from ancestral, ddim, dpm_solver"):
         run(*sample, "--output=b.npz", "--options.sampler=euler")

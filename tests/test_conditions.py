@@ -125,12 +125,12 @@ def test_what_cannot_be_asked_of_a_model_is_said_at_the_start(data, tmp_path):
     for make in (lambda guidance: fid(tmp_path, guidance=guidance), lambda guidance: SampleGrid(guidance=guidance)):
         refused(make(1.0), Sampler(), data, ValueError, "Sampler cannot be guided towards a class: leave guidance at 0")
         refused(make(1.0), Unguided(), data, ValueError, "Unguided cannot be guided")
-        refused(make(-1.0), Conditional(), data, ValueError, "guidance must not be negative, got -1")
+        refused(make(-1.0), Conditional(), data, ValueError, "guidance must be >= 0, got -1")
     none = DDPM(channels=(8, 8), groups=4)  # its `sample` has the option, and it knows no classes
     refused(fid(tmp_path, guidance=1.0), none, data, ValueError, "DDPM cannot be guided")
     few = Conditional()
     few.classes = 4
-    refused(SampleGrid(), few, data, ValueError, "Conditional knows 4 classes, but the data have 5")
+    refused(SampleGrid(), few, data, ValueError, "Conditional has 4 classes, but the data have 5")
     loader = torch.utils.data.DataLoader(torch.zeros(4, 1))
     with pytest.raises(TypeError, match=r"SampleGrid draws labels for Conditional, .* NoneType does not give"):
         trainer(tmp_path, callbacks=[SampleGrid()], logger=False).fit(Conditional(), loader, loader)

@@ -168,7 +168,7 @@ def test_real_statistics_are_computed_once_and_a_torn_file_is_replaced(data, fid
     assert run() == (first, 1 + 2 + 10)
     (path,) = (tmp_path / "cache").iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.warns(UserWarning, match=r"is damaged.*computing them anew"):
+    with pytest.warns(UserWarning, match=r"is damaged.*computing them again"):
         assert run() == (first, looked)
     assert run() == (first, 1 + 2 + 10)
     assert run(reference="test")[1] == 1 + 2 + 40 + 10

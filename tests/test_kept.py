@@ -99,7 +99,7 @@ def test_names_tell_checkpoints_apart(filename, options, expected, tmp_path):
 
 
 def test_the_best_of_no_number_are_not_kept(run):
-    with pytest.raises(SystemExit, match=r"save_top_k 3 keeps the best, but no number says which .* or -1 \(all\)"):
+    with pytest.raises(SystemExit, match=r"save_top_k 3 keeps the best, but no metric says which .* or -1 \(all\)"):
         run("fit", "--checkpoint.save_top_k=3", "--data.val_size=0")
     assert not Path("runs").exists()
 

@@ -77,7 +77,7 @@ def test_a_bug_shows_its_traceback_and_asks_for_a_report(place, name, kind, fit,
 
 LINES = {
     "a constructor's, in a list": ("VAE", ["--trainer.callbacks=[{class_path: SampleGrid, init_args: {n: 0}}]"],
-                                   "SampleGrid: n and columns must be at least 1, got 0 and 8"),
+                                   "SampleGrid: n and columns must be >= 1, got 0 and 8"),
     "the same of Lightning's": ("VAE", [f"--trainer.callbacks={ACCUMULATION % 0}"],
                                 "Accumulation factor should be an int greater than 0"),
     "a logger's, in a list": ("VAE", ["--trainer.logger=[{class_path: MLFlowLogger}]"], "mlflow"),
@@ -90,7 +90,7 @@ LINES = {
     "validation within": ("VAE", ["--trainer.val_check_interval=0"], "`val_check_interval`: '0'"),
     "clipping": ("VAE", ["--trainer.gradient_clip_val=-1"], "gradient_clip_val.*NonNegativeFloat"),
     "lines": ("VAE", ["--trainer.log_every_n_steps=-1"], "log_every_n_steps.*NonNegativeInt"),
-    "a probability": ("DDPM", ["--model.dropout=2"], "dropout is a probability, got 2.0"),
+    "a probability": ("DDPM", ["--model.dropout=2"], "dropout must be in \\[0, 1\\], got 2.0"),
     "null": ("BetaVAE", ["--model.latent=null"], "BetaVAE: latent is null, but needs a value"),
     "null for the data": ("VAE", ["--data.batch_size=null"], "FashionMNIST: batch_size is null"),
     "no text": ("VAE", ["--config=damaged.yaml"], "damaged.yaml is not UTF-8 text, from its byte 7 on"),

@@ -110,7 +110,7 @@ def test_a_folder_gives_the_model_back_or_says_why_not(tmp_path):
     model.save_pretrained(tmp_path / "a")
     again = VAE.from_pretrained(tmp_path / "a")
     assert not again.training and again.latent == 2 and equal(again, model, "decoder")
-    with pytest.raises(TypeError, match="holds a VAE, no DCGAN"):
+    with pytest.raises(TypeError, match="holds a VAE, not a DCGAN"):
         DCGAN.from_pretrained(tmp_path / "a")
     with pytest.raises(FileExistsError, match="choose another folder"):
         model.save_pretrained(tmp_path / "a")

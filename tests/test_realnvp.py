@@ -77,7 +77,7 @@ def test_temperature_shrinks_the_latents():
     model.decode = lambda z: seen.append(z) or z
     model.sample(20, temperature=0.5)
     assert float(seen[0].std()) == pytest.approx(0.5, rel=0.02)
-    with pytest.raises(ValueError, match="temperature is finite and not negative, got -1"):
+    with pytest.raises(ValueError, match="temperature must be finite and >= 0, got -1"):
         model.sample(2, temperature=-1)
 
 

@@ -88,11 +88,11 @@ def test_the_last_checkpoint_is_named(data_dir, tmp_path, monkeypatch):
 def test_such_steps_can_be_left_out(data, tmp_path):
     model, skip = spoilt(1, 2), SkipNonFinite(at_most=2)
     fit = trainer(tmp_path, callbacks=[skip], max_epochs=1, logger=False, log_every_n_steps=5)
-    with pytest.warns(UserWarning, match="gradients are no numbers; it is left out"):
+    with pytest.warns(UserWarning, match="NaN or infinite gradients, step skipped"):
         fit.fit(model, datamodule=data)
     assert model.skipped_steps == 2 and fit.logged_metrics["train/skipped_steps"] == 2
     assert all(p.isfinite().all() for p in model.parameters()) and model.stops_at_non_finite
-    with pytest.warns(UserWarning), pytest.raises(NonFiniteError, match="no numbers in 3 steps in a row, to 3"):
+    with pytest.warns(UserWarning), pytest.raises(NonFiniteError, match="NaN or infinite in 3 steps in a row, to 3"):
         fit = trainer(tmp_path, callbacks=[SkipNonFinite(at_most=2)], max_epochs=1, logger=False)
         fit.fit(spoilt(1, 2, 3), datamodule=data)
 
@@ -105,7 +105,7 @@ def test_statistics_of_a_step_that_is_left_out_are_put_back(accumulate_grad_batc
 
     model = SpoiltGame(width=4, latent=4, accumulate_grad_batches=accumulate_grad_batches)
     fit = trainer(tmp_path, callbacks=[SkipNonFinite()], max_epochs=1, logger=False)
-    with pytest.warns(UserWarning, match="gradients are no numbers; it is left out"):
+    with pytest.warns(UserWarning, match="NaN or infinite gradients, step skipped"):
         fit.fit(model, datamodule=data)
     # the two networks' of the first batch; or the discriminator's, whose step the second completes
     assert model.skipped_steps == 3 - accumulate_grad_batches and fit.global_step == 5
@@ -163,7 +163,7 @@ def test_a_full_disk_costs_a_picture_and_not_the_run(data, tmp_path, monkeypatch
 
     monkeypatch.setattr(_logging, "save_png", full)
     model = VAE(hidden=(8,), latent=2)
-    with pytest.warns(UserWarning, match="the picture samples could not be written: .*No space left"):
+    with pytest.warns(UserWarning, match="the image samples could not be written: .*No space left"):
         trainer(tmp_path, callbacks=[SampleGrid(n=4)], max_epochs=1).fit(model, datamodule=data)
 
 
@@ -432,7 +432,7 @@ def test_a_cache_of_images_executes_nothing(tmp_path):
     with cached.open("wb") as file:
         np.save(file, np.array([Harm(marker)], dtype=object), allow_pickle=True)
         file.write(bytes(size - file.tell()))
-    with pytest.raises(DataError, match=r"\.npy is damaged .*: delete it, it will be made anew"):
+    with pytest.raises(DataError, match=r"\.npy is damaged .*: delete it: it will be made again"):
         data().prepare_data()
     assert not marker.exists()
 

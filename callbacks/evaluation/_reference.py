@@ -68,7 +68,7 @@ def reference_statistics(
         try:
             real = read_statistics(path, key)
         except UserError as error:
-            rank_zero_warn(f"{error}; computing them anew")
+            rank_zero_warn(f"{error}; computing them again")
     if trainer.strategy.broadcast(real is not None):
         return real
     rank_zero_info(f"fid_{name}: looking at {len(images):,} {split} images of {key['data']}, once")

@@ -40,7 +40,7 @@ class PosteriorStatistics(PerImageCallback):
     def __init__(self, num_images: int = 1000, every_n_epochs: int = 1, seed: int = 0) -> None:
         if num_images < 2 or every_n_epochs < 0:
             raise UserError(
-                f"PosteriorStatistics: num_images starts at 2, every_n_epochs at 0; got {num_images}, {every_n_epochs}"
+                f"PosteriorStatistics: num_images must be >= 2, every_n_epochs >= 0; got {num_images}, {every_n_epochs}"
             )
         self.num_images, self.every_n_epochs, self.seed = num_images, every_n_epochs, seed
         self._protocol = ""

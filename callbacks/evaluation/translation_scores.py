@@ -40,7 +40,7 @@ class TranslationScores(PerImageCallback):
         self, segmentation: nn.Module | None = None, lpips: bool | None = None, every_n_epochs: int = 1, seed: int = 0
     ) -> None:
         if every_n_epochs < 0:
-            raise UserError(f"TranslationScores: every_n_epochs starts at 0, got {every_n_epochs}")
+            raise UserError(f"TranslationScores: every_n_epochs must be >= 0, got {every_n_epochs}")
         self.segmentation, self.lpips = segmentation, lpips
         self.every_n_epochs, self.seed = every_n_epochs, seed
         self._perceptual: Any = None

@@ -32,7 +32,7 @@ class EMA(Callback):
     def __init__(self, networks: Sequence[str] = ("generator",), decay: float = 0.999, every_n_steps: int = 1) -> None:
         if not networks or not 0 <= decay < 1 or every_n_steps < 1:
             raise UserError(
-                f"EMA needs names of networks, a decay in [0, 1) and every_n_steps of at least 1; got {networks}, "
+                f"EMA needs names of networks, a decay in [0, 1) and every_n_steps >= 1; got {networks}, "
                 f"{decay}, {every_n_steps}"
             )
         self.networks, self.decay, self.every_n_steps = tuple(networks), decay, every_n_steps
@@ -51,7 +51,7 @@ class EMA(Callback):
                 f"EMA: {type(pl_module).__name__} has no network {', '.join(missing)}; choose from {', '.join(own)}"
             )
         if isinstance(trainer.strategy, FSDPStrategy):
-            raise UserError("EMA wants whole weights, of which FSDP gives every process a part: leave one of them out")
+            raise UserError("EMA needs whole weights, and FSDP gives every process a part: leave one of the two out")
         if stage == "fit" and self._model() is not pl_module:
             self._model, self._in_place = weakref.ref(pl_module), False
             self._averages = {

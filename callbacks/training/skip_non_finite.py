@@ -1,4 +1,4 @@
-"""Going on where a step's gradients are no numbers."""
+"""Going on where a step's gradients are NaN or infinite."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ class SkipNonFinite(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            raise UserError("16-mixed leaves out such steps by itself: remove SkipNonFinite, or choose bf16-mixed")
+            raise UserError("16-mixed skips such steps by itself: remove SkipNonFinite, or choose bf16-mixed")
         pl_module.stops_at_non_finite = False
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -53,9 +53,9 @@ class SkipNonFinite(Callback):
         self._in_a_row[which] = self._in_a_row.get(which, 0) + 1
         if self._in_a_row[which] > self.at_most:
             step = trainer.global_step
-            raise NonFiniteError(f"gradients were no numbers in {self._in_a_row[which]} steps in a row, to {step}")
+            raise NonFiniteError(f"gradients were NaN or infinite in {self._in_a_row[which]} steps in a row, to {step}")
         rank_zero_warn(
-            f"step {trainer.global_step}: gradients are no numbers; it is left out ({pl_module.skipped_steps} so far)"
+            f"step {trainer.global_step}: NaN or infinite gradients, step skipped ({pl_module.skipped_steps} so far)"
         )
         for p in learning:
             p.grad = None  # which optimisers pass by

@@ -39,7 +39,7 @@ class AttributeDirection(FirstImages):
     ) -> None:
         super().__init__(n, **image)
         if not steps or num_images < 1:
-            raise UserError(f"AttributeDirection: there must be steps and num_images; got {steps}, {num_images}")
+            raise UserError(f"AttributeDirection: steps must not be empty, num_images >= 1; got {steps}, {num_images}")
         self.classes, self.steps, self.num_images = tuple(classes), tuple(steps), num_images
         self.what = f"images of class {classes[0]}"
 

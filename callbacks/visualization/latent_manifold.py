@@ -24,7 +24,7 @@ class LatentManifold(ImageCallback):
     def __init__(self, steps: int = 8, **image: Any) -> None:
         super().__init__(**image)
         if steps < 2:
-            raise UserError(f"{type(self).__name__}: steps starts at 2, got {steps}")
+            raise UserError(f"{type(self).__name__}: steps must be >= 2, got {steps}")
         self.steps = steps
 
     def draw(self, model: Any, batch: Any) -> Tensor:

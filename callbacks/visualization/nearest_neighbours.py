@@ -29,7 +29,7 @@ class NearestNeighbours(ImageCallback):
     def __init__(self, n: int = 8, k: int = 7, every_n_epochs: int = 10, **image: Any) -> None:
         super().__init__(every_n_epochs, **image)
         if min(n, k) < 1:
-            raise UserError(f"{type(self).__name__}: n and k must be at least 1, got {n} and {k}")
+            raise UserError(f"{type(self).__name__}: n and k must be >= 1, got {n} and {k}")
         self.n, self.k = n, k
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -26,7 +26,7 @@ class SampleGrid(ImageCallback):
         super().__init__(**image)
         self.guidance = guidance
         if min(n, columns) < 1:
-            raise UserError(f"{type(self).__name__}: n and columns must be at least 1, got {n} and {columns}")
+            raise UserError(f"{type(self).__name__}: n and columns must be >= 1, got {n} and {columns}")
         self.n, self.columns = n, columns
 
     def draw(self, model: Any, batch: Any) -> Tensor:

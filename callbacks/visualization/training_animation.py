@@ -30,4 +30,4 @@ class TrainingAnimation(Callback):
         if frames:
             path = folder / "images" / f"{self.name}.gif"
             write_animation(trainer, path, [Image.open(frame) for frame in frames], self.seconds)
-            print(f"film of {self.name:<8} {path}")
+            print(f"{'animation':<16} {path}")

@@ -149,7 +149,7 @@ def require_same_shapes(model: torch.nn.Module, checkpoint: dict[str, Any], path
     """Raise a CheckpointError that names the weights of a checkpoint that do not fit into ``model``."""
     name, trained = type(model).__name__, record(checkpoint)["class_path"].split(".")[-1]
     if name != trained:
-        raise CheckpointError(f"{path} holds a {trained}, no {name}: leave out --model, or use --init_from")
+        raise CheckpointError(f"{path} holds a {trained}, not a {name}: leave out --model, or use --init_from")
     ours, theirs = model.state_dict(), checkpoint["state_dict"]
     differing = [
         f"{name} {tuple(theirs[name].shape) if name in theirs else 'missing'}, "

@@ -57,7 +57,7 @@ def sample(
         raise UserTypeError(f"a {type(model).__name__} cannot sample")
     classes = getattr(model, "classes", 0)
     if label is not None and not 0 <= label < classes:
-        raise UserError(f"label {label}: {type(model).__name__} knows {classes or 'no'} classes")
+        raise UserError(f"label {label}: {type(model).__name__} has {classes or 'no'} classes")
     chosen: Any = options or {}
     known = list(inspect.signature(model.sample).parameters)[2:]  # after n and c
     if unknown := [name for name in chosen if name not in known]:

@@ -78,7 +78,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel over the images and pixels of all processes, ``(C,)`` each."""
     x, dims = at_least_float32(x), [d for d in range(x.dim()) if d != 1]
     if x.numel() == x.shape[1]:
-        raise UserError("one number in each channel has no variance: train with larger batches")
+        raise UserError("a single number in each channel has no variance: train with larger batches")
     mean = _mean_over_ranks(x.mean(dims))
     return mean, _mean_over_ranks((x - per_channel(mean, x)).square().mean(dims))
 

@@ -115,7 +115,7 @@ def dense(dims: int, couplings: int, width: int, depth: int, norm: str, alternat
     They keep the numbers at even places and those at odd places by turns, or always the even ones.
     """
     if dims < 2:
-        raise UserError(f"a coupling needs two numbers at least, got {dims}")
+        raise UserError(f"a coupling needs at least two numbers, got {dims}")
     layers: list[Bijection] = [Permute(torch.cat([torch.arange(0, dims, 2), torch.arange(1, dims, 2)]))]
     for i in range(couplings):
         mask = Halves(keep_second=alternate and i % 2 == 1)

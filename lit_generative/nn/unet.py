@@ -149,9 +149,9 @@ class UNet(nn.Module):
                 f"channels {tuple(channels)}, blocks {blocks}, groups {groups}, patch {patch}"
             )
         if channels[0] % 2 or channels[0] < 4:
-            raise UserError(f"the first of channels must be even and at least 4, got {channels[0]}")
+            raise UserError(f"the first of channels must be even and >= 4, got {channels[0]}")
         if not 0 <= dropout <= 1:
-            raise UserError(f"dropout is a probability, got {dropout}")
+            raise UserError(f"dropout must be in [0, 1], got {dropout}")
         if unknown := [i for i in attention_at if not 0 <= i < len(channels)]:
             raise UserError(f"attention_at names level {unknown[0]}, but levels are 0 to {len(channels) - 1}")
         attended = {channels[i] for i in (*attention_at, -1)}

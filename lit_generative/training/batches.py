@@ -147,7 +147,9 @@ class TakesBatches(LightningModule):
         if not isinstance(c, Tensor):
             return torch.full((len(x),), -1, device=x.device)
         if c.ndim == 0 or len(c) != len(x):
-            raise UserError(f"{self._place()}: {len(x)} images came with c of shape {tuple(c.shape)}: one entry each")
+            raise UserError(
+                f"{self._place()}: {len(x)} images came with c of shape {tuple(c.shape)}: give one for each"
+            )
         return c
 
     def require_images(self, x: Any) -> None:

@@ -93,7 +93,7 @@ class TrainLog(LightningModule):
             self._stop(f"{spoilt[0] if spoilt else 'a weight'} is nan, and was not saved")
 
     def _everywhere(self, names: tuple[str, ...]) -> Tensor:
-        """The mean over processes of the sums of these names; all stop where one's are no numbers."""
+        """The mean over processes of the sums of these names; all stop where one's are not finite."""
         sums: Tensor = self._sums[names][0].clone()
         if self.processes > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="mean")

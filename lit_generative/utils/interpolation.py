@@ -11,7 +11,7 @@ from lit_generative.errors import UserError
 def not_negative(temperature: float) -> float:
     """The temperature of samples, or a ValueError."""
     if not 0 <= temperature < math.inf:
-        raise UserError(f"temperature is finite and not negative, got {temperature}")
+        raise UserError(f"temperature must be finite and >= 0, got {temperature}")
     return temperature
 
 
