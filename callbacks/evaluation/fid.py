@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from callbacks.evaluation.feature_metrics import FeatureMetrics
+from callbacks.evaluation._feature_metrics import FeatureMetrics
 from lit_generative.errors import UserError
 from lit_generative.images import to_uint8
 from lit_generative.protocols import Samples

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from callbacks.evaluation.feature_metrics import FeatureMetrics
+from callbacks.evaluation._feature_metrics import FeatureMetrics
 from lit_generative.images import to_uint8
 from lit_generative.protocols import Reconstructs
 from lit_generative.utils.rng import forked_rng, mixed_seed, stage_seed
