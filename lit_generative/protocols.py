@@ -149,11 +149,16 @@ class HasFactors(Protocol):
         ...
 
 
-def missing_members(obj: object, protocol: type) -> list[str]:
-    """The methods and attributes of a protocol that an object lacks."""
-    parts = [cls for cls in protocol.__mro__ if getattr(cls, "_is_protocol", False) and cls is not Protocol]
-    members = [name for cls in parts for name in (*vars(cls), *vars(cls).get("__annotations__", {}))]
-    return [name for name in dict.fromkeys(members) if not name.startswith("_") and not hasattr(obj, name)]
+@runtime_checkable
+class HasLabelMaps(Protocol):
+    """Data of pairs, one side of which are label maps in colour."""
+
+    label_side: Literal["source", "target"]
+    palette: Tensor  # the colour of every class in [0, 1], (K, 3)
+
+    def truth(self, split: Literal["val", "test"], numbers: Tensor) -> Tensor:
+        """The class of every pixel of the pairs of these indices ``(B,)``, int64 ``(B, H, W)``; others do not count."""
+        ...
 
 
 def require_data(data: object, protocol: type, user: object, remedy: str = "choose other data") -> None:

@@ -368,5 +368,5 @@ def test_without_validation_the_last_is_kept_and_this_is_said(run):
 def test_early_stopping_needs_its_number_in_every_validation(data_dir, tmp_path):
     fid = FID(Quarters(), num_samples=8, batch_size=8, cache_dir=str(tmp_path), every_n_epochs=2)
     fit = trainer(tmp_path, callbacks=[fid, EarlyStopping("val/fid_quarters")], logger=False)
-    with pytest.raises(ValueError, match=r"EarlyStopping looks for val/fid_quarters in every validation, .*2 epochs"):
+    with pytest.raises(ValueError, match=r"EarlyStopping expects val/fid_quarters in every validation, .*2 epochs"):
         fit.fit(Sampler(), datamodule=FashionMNIST(str(data_dir), batch_size=16, val_size=16))

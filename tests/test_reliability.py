@@ -163,7 +163,7 @@ def test_a_full_disk_costs_a_picture_and_not_the_run(data, tmp_path, monkeypatch
 
     monkeypatch.setattr(_logging, "save_png", full)
     model = VAE(hidden=(8,), latent=2)
-    with pytest.warns(UserWarning, match="the picture samples could not be written: .*No space left"):
+    with pytest.warns(UserWarning, match="the image samples could not be written: .*No space left"):
         trainer(tmp_path, callbacks=[SampleGrid(n=4)], max_epochs=1).fit(model, datamodule=data)
 
 

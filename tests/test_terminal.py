@@ -227,7 +227,7 @@ def test_a_test_a_validation_and_a_prediction(run, monkeypatch):
     device = r"device +CPU, \d+ threads?, precision 32-true, seed 0"
     for name, split, size in (("test", "test", 40), ("validate", "val", 16), ("predict", "test", 40)):
         out, err = run(name, f"--ckpt_path={LAST}", "--model.test_k=[2]", "--trainer.accelerator=cpu")
-        fewer = ["ReconstructionGrid was to show 32 images, and there were 16"] if split == "val" else []
+        fewer = ["ReconstructionGrid shows 16 images, not 32: the data have no more"] if split == "val" else []
         assert err == fewer and out[1].endswith(f"FashionMNIST, 1x28x28: {split} {size}"), out
         assert re.fullmatch(device, out[2]) and out[3].split() == ["weights", "of", LAST]
         assert out[4].split()[-1].endswith(f"version_0/{name}/version_0") and out[5] == ""

@@ -122,7 +122,7 @@ def test_a_network_judges_translations_of_labels_and_the_real_photos(data, tmp_p
     assert metrics["test/pixel_accuracy"] == pytest.approx(float((classes == 0).sum() / counted.sum()))
     assert metrics["test/class_accuracy"] == pytest.approx(1 / len(classes[counted].unique()))
     assert metrics["test/real_pixel_accuracy"] > metrics["test/pixel_accuracy"]
-    with pytest.raises(ValueError, match="the source images of Cityscapes are none"):
+    with pytest.raises(ValueError, match="those of Cityscapes are not: remove it"):
         fit.test(Black(), datamodule=data(direction="photo_to_labels"))
 
 

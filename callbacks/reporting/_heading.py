@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from callbacks.base import datamodule_of
 from callbacks.reporting._lines import fact
 
 USED = {
@@ -19,7 +20,7 @@ USED = {
 
 def heading(trainer: Trainer, model: LightningModule, networks: bool) -> list[str]:
     """Model, data, length and device of a run; with ``networks`` the parameters of each network."""
-    data: Any = getattr(trainer, "datamodule", None)
+    data = datamodule_of(trainer)
     lines = [fact("model", describe_model(model, networks))]
     if data is not None:
         lines.append(fact("data", _describe_data(data, USED[trainer.state.fn or TrainerFn.FITTING])))

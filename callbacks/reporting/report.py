@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from callbacks._logging import run_folder
+from callbacks.base import datamodule_of
 from callbacks.reporting._heading import heading
 from callbacks.reporting._lines import INDENT, duration, fact, number, numbers, place, wrapped
 from lit_generative.checkpoints.best import last_checkpoint, run_checkpoint
@@ -93,7 +94,7 @@ class Report(Callback):
             return
         logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
         metrics = {name.removeprefix("test/"): v for name, v in logged.items() if name.startswith(("test/", "ood/"))}
-        data: Any = getattr(trainer, "datamodule", None)
+        data = datamodule_of(trainer)
         speakers = (data, pl_module, *trainer.callbacks)  # type: ignore[attr-defined]
         protocol: dict[str, str] = {}
         for speaker in speakers:

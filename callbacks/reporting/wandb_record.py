@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks._logging import run_folder
+from callbacks.base import datamodule_of
 from lit_generative.checkpoints.best import last_checkpoint, run_checkpoint
 from lit_generative.checkpoints.record import record
 
@@ -48,7 +49,7 @@ class WandbRecord(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         def define(run: Any) -> None:
-            data = getattr(trainer, "datamodule", None)
+            data = datamodule_of(trainer)
             run.config.update({"model": type(pl_module).__name__, "data": type(data).__name__}, allow_val_change=True)
             run.define_metric(STEP)
             run.define_metric("*", step_metric=STEP)
