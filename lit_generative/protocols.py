@@ -140,6 +140,19 @@ class ComparesImages(HasImages, Protocol):
 
 
 @runtime_checkable
+class HasSizes(Protocol):
+    """Data that a report can describe."""
+
+    image_shape: tuple[int, int, int]
+    batch_size: int  # of one process
+    binarize: str  # "none", or how images are binarised
+
+    def sizes(self) -> dict[str, int]:
+        """The number of images of every split that is set up."""
+        ...
+
+
+@runtime_checkable
 class HasFactors(Protocol):
     """Data whose images were made from known factors."""
 

@@ -39,7 +39,7 @@ class NearestNeighbours(ImageCallback):
             return
         self.images = data.convert(data.stored("train")[0])
         if self.k > len(self.images):
-            raise UserError(f"NearestNeighbours: k must be <= {len(self.images)}, the number of training images, got {self.k}")
+            raise UserError(f"NearestNeighbours: k must be <= {len(self.images)} (training images), got {self.k}")
 
     def draw(self, model: Any, batch: Any) -> Tensor:
         x = to_uint8(self.conditions.draw(model, self.n)).cpu()
