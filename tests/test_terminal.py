@@ -229,7 +229,7 @@ def test_a_test_a_validation_and_a_prediction(run, monkeypatch):
         out, err = run(name, f"--ckpt_path={LAST}", "--model.test_k=[2]", "--trainer.accelerator=cpu")
         fewer = ["ReconstructionGrid shows 16 images, not 32: the data have no more"] if split == "val" else []
         assert err == fewer and out[1].endswith(f"FashionMNIST, 1x28x28: {split} {size}"), out
-        assert re.fullmatch(device, out[2]) and out[3].split() == ["weights", "of", LAST]
+        assert re.fullmatch(device, out[2]) and out[3].split() == ["checkpoint", LAST]
         assert out[4].split()[-1].endswith(f"version_0/{name}/version_0") and out[5] == ""
         batches = -(-size // 16)
         counts = [re.search(r"%  (\S+)  +[\d.,e+]+ images/s", line)[1] for line in out if "%  " in line]
@@ -355,7 +355,7 @@ def test_the_pace_counts_images_and_what_is_left(clock):
     assert 635 < int(words.split()[0]) <= 640
     endless = _screen.Pace(total=float("inf"))
     clock.time += 1
-    assert endless.words(7, 0) == "" and endless.words(7, 0, at_most=65) == "   1:05 left"
+    assert endless.describe(7, 0) == "" and endless.describe(7, 0, at_most=65) == "   1:05 left"
 
 
 def test_a_line_comes_every_tenth_and_every_thirty_seconds(clock):
