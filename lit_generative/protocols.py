@@ -174,6 +174,13 @@ class HasLabelMaps(Protocol):
         ...
 
 
+def missing_members(obj: object, protocol: type) -> list[str]:
+    """The methods and attributes of a protocol that an object lacks."""
+    parts = [cls for cls in protocol.__mro__ if getattr(cls, "_is_protocol", False) and cls is not Protocol]
+    members = [name for cls in parts for name in (*vars(cls), *vars(cls).get("__annotations__", {}))]
+    return [name for name in dict.fromkeys(members) if not name.startswith("_") and not hasattr(obj, name)]
+
+
 def require_data(data: object, protocol: type, user: object, remedy: str = "choose other data") -> None:
     """Raise a TypeError that names what ``data`` lack if they do not follow ``protocol``."""
     if not isinstance(data, protocol):

@@ -16,8 +16,7 @@ def other_sets(own: Any, given: Iterable[Any]) -> dict[str, Any]:
     """The given sets by name, without the model's ``own`` and without repetitions.
 
     A name is that of the class, with a number if there are several of it. A set without ``data_dir`` is looked for in
-    that of the model's own set, if that is in torchvision's layout. In a folder of images of the user's, nothing is
-    looked for or downloaded.
+    that of the model's own set, if this may hold others; a folder of images is neither searched nor downloaded into.
     """
     distinct = {identity(own): own}
     for data in given:
