@@ -31,39 +31,39 @@ def _when(trainer: Trainer) -> str:
 def log_image(trainer: Trainer, folder: Path | None, name: str, image: Tensor) -> None:
     """Write ``image`` (3, H, W) in [0, 1] as ``images/<name>_epoch..._step....png`` and show it in every logger.
 
-    ``folder`` is what `run_folder` said, on all ranks; here only rank 0 does anything.
+    ``folder`` is that of `run_folder`, which is called on all ranks; here only rank 0 does anything.
     """
     epoch, step = trainer.current_epoch, trainer.global_step
     if folder is None or not trainer.is_global_zero:
         return
     try:
         save_png(image, folder / "images" / f"{name}_{_when(trainer)}.png")
-    except OSError as error:  # a full disk costs an image, and not the run
+    except OSError as error:  # a full disk costs an image, not the run
         rank_zero_warn(f"the image {name} could not be written: {error}")
         return
     levels = to_uint8(image)  # loggers would truncate floats, or take them for levels
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            # W&B's media panels have no step axis of their own choice: the caption carries it
+            # W&B's media panels cannot have another x axis than its own steps: the caption has ours
             try:
                 logger.log_image(
                     name, [levels.permute(1, 2, 0).numpy()], step=step, caption=[f"epoch {epoch}, step {step}"]
                 )
             except (OSError, RuntimeError) as error:
-                rank_zero_warn(f"W&B did not get the image {name}: {error}")
+                rank_zero_warn(f"the image {name} could not be logged to W&B: {error}")
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, levels, step)
 
 
-def log_animation(trainer: Trainer, folder: Path | None, name: str, images: list[Tensor], seconds: float = 0.1) -> None:
-    """Write images (3, H, W) in [0, 1] as the GIF ``images/<name>_epoch..._step....gif``; else as `log_image`."""
+def log_animation(trainer: Trainer, folder: Path | None, name: str, frames: list[Tensor], seconds: float = 0.1) -> None:
+    """Write frames (3, H, W) in [0, 1] as ``images/<name>_epoch..._step....gif``; otherwise as `log_image`."""
     if folder is not None and trainer.is_global_zero:
-        frames = [Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy()) for image in images]
-        write_animation(trainer, folder / "images" / f"{name}_{_when(trainer)}.gif", frames, seconds)
+        images = [Image.fromarray(to_uint8(frame).permute(1, 2, 0).numpy()) for frame in frames]
+        write_animation(trainer, folder / "images" / f"{name}_{_when(trainer)}.gif", images, seconds)
 
 
 def write_animation(trainer: Trainer, path: Path, images: list[Image.Image], seconds: float) -> None:
-    """Write an animated GIF of those images that have the size of the last, and show it where a logger can."""
+    """Write an animated GIF of the images that have the size of the last, and show it where a logger can."""
     frames = [image.convert("RGB").quantize(64) for image in images if image.size == images[-1].size]
     try:
         with atomic_write(path) as file:
@@ -76,6 +76,6 @@ def write_animation(trainer: Trainer, path: Path, images: list[Image.Image], sec
         if isinstance(logger, WandbLogger):
             name = path.stem.split("_epoch")[0]
             try:
-                logger.log_video(f"{name}_film", [str(path)], step=trainer.global_step, format=["gif"])
+                logger.log_video(f"{name}_animation", [str(path)], step=trainer.global_step, format=["gif"])
             except (OSError, RuntimeError) as error:
-                rank_zero_warn(f"W&B did not get the animation {name}: {error}")
+                rank_zero_warn(f"the animation {name} could not be logged to W&B: {error}")

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def as_image(figure: "Figure") -> Tensor:
-    """A figure as ``(3, H, W)`` in [0, 1]."""
+def render(figure: "Figure") -> Tensor:
+    """A figure as an image ``(3, H, W)`` in [0, 1]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -21,27 +21,27 @@ def as_image(figure: "Figure") -> Tensor:
 
 
 def histograms(values: Mapping[str, Tensor], label: str) -> Tensor:
-    """Histograms of several sets of numbers, outlined over one another; an image ``(3, H, W)``."""
+    """Histograms of several sets of numbers over one another; image ``(3, H, W)``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     finite = {name: v[v.isfinite()].numpy() for name, v in values.items() if v.isfinite().any()}
-    together = np.concatenate([*finite.values(), [0.0] if not finite else []])
-    low, high = np.quantile(together, [0.005, 0.995])
+    pooled = np.concatenate([*finite.values(), [0.0] if not finite else []])
+    low, high = np.quantile(pooled, [0.005, 0.995])
     bins = np.linspace(low, max(high, low + 1e-9), 80).tolist()
     for name, v in finite.items():
         own = name in ("train", "test")
         clipped = np.clip(v, bins[0], bins[-1])
         style: Any = {"histtype": "stepfilled", "alpha": 0.4} if own else {"histtype": "step"}
         axes.hist(clipped, bins, density=True, label=name, **style)
-    axes.set(xlabel=f"{label}; what lies beyond is in the outermost bins", ylabel="density")
+    axes.set(xlabel=f"{label}; the outermost bins hold everything beyond", ylabel="density")
     axes.legend(frameon=False)
-    return as_image(figure)
+    return render(figure)
 
 
 def bars(values: Mapping[str, Tensor], names: Sequence[str], label: str) -> Tensor:
-    """Several numbers of the same things, one chart above the other; an image ``(3, H, W)``."""
+    """Bar charts of several quantities, one above the other; image ``(3, H, W)``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(5.0, 0.25 * len(names)), 2.5 * len(values)), dpi=100, layout="constrained")
@@ -51,11 +51,11 @@ def bars(values: Mapping[str, Tensor], names: Sequence[str], label: str) -> Tens
         axes.set(ylabel=name)
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set(xlabel=label)
-    return as_image(figure)
+    return render(figure)
 
 
 def scatter(points: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor:
-    """Points ``(N, 2)`` coloured by label, with the axes' names; an image ``(3, H, W)``."""
+    """Points ``(N, 2)`` coloured by label, with the names of the axes; image ``(3, H, W)``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 6), dpi=100, layout="constrained")
@@ -65,11 +65,11 @@ def scatter(points: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor:
         axes.scatter(x, y, s=4, alpha=0.6, label=str(label))
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.legend(frameon=False, markerscale=4)
-    return as_image(figure)
+    return render(figure)
 
 
 def curves(lines: Mapping[str, Tensor], x_name: str, y_name: str) -> Tensor:
-    """Lines of (x, y), each ``(2, N)``, the y on a logarithmic scale; an image ``(3, H, W)``."""
+    """Lines of (x, y), each ``(2, N)``, y on a logarithmic scale; image ``(3, H, W)``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
@@ -79,4 +79,4 @@ def curves(lines: Mapping[str, Tensor], x_name: str, y_name: str) -> Tensor:
     axes.set(xlabel=x_name, ylabel=y_name, yscale="log")
     if len(lines) > 1:
         axes.legend(frameon=False)
-    return as_image(figure)
+    return render(figure)

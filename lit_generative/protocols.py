@@ -140,12 +140,37 @@ class ComparesImages(HasImages, Protocol):
 
 
 @runtime_checkable
+class HasSizes(Protocol):
+    """Data that a report can describe."""
+
+    image_shape: tuple[int, int, int]
+    batch_size: int  # of one process
+    binarize: str  # "none", or how images are binarised
+
+    def sizes(self) -> dict[str, int]:
+        """The number of images of every split that is set up."""
+        ...
+
+
+@runtime_checkable
 class HasFactors(Protocol):
     """Data whose images were made from known factors."""
 
     @property
     def factors(self) -> Tensor:
         """The factors of every test image, int64 ``(N, K)``."""
+        ...
+
+
+@runtime_checkable
+class HasLabelMaps(Protocol):
+    """Data of pairs, one side of which are label maps in colour."""
+
+    label_side: Literal["source", "target"]
+    palette: Tensor  # the colour of every class in [0, 1], (K, 3)
+
+    def truth(self, split: Literal["val", "test"], numbers: Tensor) -> Tensor:
+        """The class of every pixel of the pairs of these indices ``(B,)``, int64 ``(B, H, W)``; others do not count."""
         ...
 
 

@@ -296,7 +296,7 @@ def test_nothing_is_chosen_by_test_images(data, tmp_path):
         with pytest.raises(ValueError, match=match):
             run.fit(Both(), datamodule=data)
 
-    refused(fid(tmp_path, reference="test"), "val/fid_quarters", "EarlyStopping must not choose .* to test images")
+    refused(fid(tmp_path, reference="test"), "val/fid_quarters", "EarlyStopping must not monitor .* to test images")
     reconstructions = ReconstructionFID(Quarters(), every_n_epochs=1, cache_dir=str(tmp_path))
     refused(reconstructions, "val/fid_reconstructions_quarters", "set reference of ReconstructionFID to train")
     run = trainer(tmp_path, callbacks=[fid(tmp_path), EarlyStopping("val/fid_quarters")], logger=False)

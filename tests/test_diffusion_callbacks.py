@@ -93,5 +93,5 @@ def test_a_model_that_does_not_diffuse_is_refused(callback, data, tmp_path):
 
 def test_what_makes_no_sense_is_refused():
     for make in (lambda: NoisingAnimation(every=0), lambda: DenoisingAnimation(n=0), lambda: LossPerTime(bins=0)):
-        with pytest.raises(ValueError, match=r"must be >= 1"):
+        with pytest.raises(ValueError, match="must be >= 1, got 0"):
             make()

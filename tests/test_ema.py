@@ -90,7 +90,7 @@ def test_a_checkpoint_samples_with_the_average_and_keeps_the_raw_weights(tmp_pat
 
 
 def test_weights_in_parts_are_refused():
-    with pytest.raises(ValueError, match="EMA needs whole weights, and FSDP gives every process a part"):
+    with pytest.raises(ValueError, match="EMA needs whole weights, but FSDP shards them"):
         EMA(["net"]).setup(SimpleNamespace(strategy=FSDPStrategy()), Sampler(), "fit")
 
 

@@ -168,7 +168,7 @@ def test_real_statistics_are_computed_once_and_a_torn_file_is_replaced(data, fid
     assert run() == (first, 1 + 2 + 10)
     (path,) = (tmp_path / "cache").iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.warns(UserWarning, match=r"is damaged.*computing them again"):
+    with pytest.warns(UserWarning, match=r"is damaged.*it is computed again"):
         assert run() == (first, looked)
     assert run() == (first, 1 + 2 + 10)
     assert run(reference="test")[1] == 1 + 2 + 40 + 10
@@ -253,7 +253,7 @@ def test_samples_that_are_not_finite_count_as_infinitely_far(data, fid, tmp_path
         def sample(self, n, c=None):
             return torch.where(torch.arange(n) == 0, math.nan, 0.5)[:, None, None, None].expand(n, 1, 28, 28)
 
-    with pytest.warns(UserWarning, match="2 samples hold NaN"):
+    with pytest.warns(UserWarning, match="2 samples have NaN"):
         assert run_test(Broken(), data, tmp_path, fid(batch_size=100))["test/fid_quarters"] == math.inf
 
 
@@ -375,7 +375,7 @@ def test_a_reference_of_another_resize_is_refused_before_training(data, fid, tmp
     trusting = fid(extractor=Resizing(), trust_reference=True, **given)
     again = run_test(Sampler(), data, tmp_path, trusting)["test/fid_quarters"]
     assert again == pytest.approx(run_test(Sampler(), data, tmp_path, fid(extractor=Resizing()))["test/fid_quarters"])
-    assert "of a resize taken on trust" in trusting.describe_test()
+    assert "of a resize that was taken on trust" in trusting.describe_test()
     (made,) = (tmp_path / "cache").iterdir()
     with pytest.raises(ValueError, match=r"'bilinear to 28x28'.*, not .*'bicubic to 28x28'"):
         run_test(Sampler(), data, tmp_path, fid(extractor=Otherwise(), reference=str(made), trust_reference=True))

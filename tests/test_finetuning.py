@@ -84,10 +84,12 @@ def test_one_network_of_a_game_can_be_frozen_in_part(data, tmp_path):
 
 
 def test_what_cannot_be_is_said_before_the_start(data, tmp_path):
-    with pytest.raises(ValueError, match="nothing is left to learn for one of the optimisers: freeze less"):
+    with pytest.raises(ValueError, match="all parameters of an optimiser are frozen: freeze fewer"):
         everything = Finetuning(["generator"])
         trainer(tmp_path, callbacks=[everything], max_epochs=1, logger=False).fit(
             DCGAN(width=4, latent=4), datamodule=data
         )
-    with pytest.raises(ValueError, match=r"VAE has no backbone; it begins with encoder, decoder$"):
+    with pytest.raises(
+        ValueError, match=r"no sub-module of VAE matches backbone: choose from encoder, decoder and their"
+    ):
         trainer(tmp_path, callbacks=[Finetuning(["backbone"])], max_epochs=1).fit(VAE(**SMALL), datamodule=data)

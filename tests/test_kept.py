@@ -332,7 +332,7 @@ FOLLOWED = {
 @pytest.mark.parametrize("follow", FOLLOWED.values(), ids=FOLLOWED)
 @pytest.mark.parametrize("name", ["val/los", "val_loss", "train/los"])
 def test_a_number_that_nothing_logs_is_named_before_training(name, follow, run):
-    with pytest.raises(SystemExit, match=rf"^error: \w+ follows {name}, but nothing in this run logs it") as exit:
+    with pytest.raises(SystemExit, match=rf"^error: \w+ monitors {name}, but nothing in this run logs it") as exit:
         run("fit", *follow(name))
     assert "\n" not in exit.value.code and not list(Path().rglob("*.ckpt"))
 
@@ -340,11 +340,13 @@ def test_a_number_that_nothing_logs_is_named_before_training(name, follow, run):
 def test_also_in_a_run_that_goes_on_or_has_no_validation(run):
     run("fit")
     before = files(RUN / "checkpoints")
-    with pytest.raises(SystemExit, match=r"EarlyStopping follows val/los, .*logged in validation: val/bpd, "):
+    with pytest.raises(SystemExit, match=r"EarlyStopping monitors val/los, .*logged in validation: val/bpd, "):
         run("fit", *FOLLOWED["EarlyStopping"]("val/los"), "--resume", epochs=2)
     assert files(RUN / "checkpoints") == before
     run("fit", *FOLLOWED["EarlyStopping"]("val/loss"), "--resume", epochs=2)
-    with pytest.raises(SystemExit, match=r"EarlyStopping follows val/loss, .*validation, which this run does without"):
+    with pytest.raises(
+        SystemExit, match=r"EarlyStopping monitors val/loss, .*validation, which this run does not have"
+    ):
         run("fit", *FOLLOWED["EarlyStopping"]("val/loss"), "--trainer.limit_val_batches=0")
 
 
@@ -368,5 +370,5 @@ def test_without_validation_the_last_is_kept_and_this_is_said(run):
 def test_early_stopping_needs_its_number_in_every_validation(data_dir, tmp_path):
     fid = FID(Quarters(), num_samples=8, batch_size=8, cache_dir=str(tmp_path), every_n_epochs=2)
     fit = trainer(tmp_path, callbacks=[fid, EarlyStopping("val/fid_quarters")], logger=False)
-    with pytest.raises(ValueError, match=r"EarlyStopping looks for val/fid_quarters in every validation, .*2 epochs"):
+    with pytest.raises(ValueError, match=r"EarlyStopping expects val/fid_quarters in every validation, .*2 epochs"):
         fit.fit(Sampler(), datamodule=FashionMNIST(str(data_dir), batch_size=16, val_size=16))

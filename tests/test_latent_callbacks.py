@@ -99,8 +99,8 @@ def test_fewer_images_than_asked_for_are_shown_and_said(batch_size, data_dir, tm
     drawn = pictures(tmp_path)
     assert 0 < there < 30 and drawn["attribute_test"].shape[0] == there * 30 + 2
     assert drawn["reconstructions_test"].shape[:2] == (2 * 4 * 30 + 2, 10 * 30 + 2)  # all 40, in four rows
-    assert f"AttributeDirection was to show 30 images of class 2, and there were {there}" in caplog.text
-    assert "ReconstructionGrid was to show 50 images, and there were 40" in caplog.text
+    assert f"AttributeDirection shows {there} images of class 2, not 30" in caplog.text
+    assert "ReconstructionGrid shows 40 images, not 50: the data have no more" in caplog.text
 
 
 def test_an_attribute_needs_both_classes(data, tmp_path):

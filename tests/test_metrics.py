@@ -140,7 +140,7 @@ def test_the_vectors_of_few_images_give_the_distance_that_their_moments_give():
 
 
 def test_features_of_another_extractor_are_refused():
-    with pytest.raises(ValueError, match="2 and 3 dimensions"):
+    with pytest.raises(ValueError, match="as many dimensions in both sets, got 2 and 3"):
         frechet_distance(gaussian(torch.zeros(2), torch.eye(2)), gaussian(torch.zeros(3), torch.eye(3)))
 
 

@@ -77,7 +77,7 @@ def test_a_bug_shows_its_traceback_and_asks_for_a_report(place, name, kind, fit,
 
 LINES = {
     "a constructor's, in a list": ("VAE", ["--trainer.callbacks=[{class_path: SampleGrid, init_args: {n: 0}}]"],
-                                   "SampleGrid: n and columns must be >= 1, got 0 and 8"),
+                                   "SampleGrid: n must be >= 1, got 0"),
     "the same of Lightning's": ("VAE", [f"--trainer.callbacks={ACCUMULATION % 0}"],
                                 "Accumulation factor should be an int greater than 0"),
     "a logger's, in a list": ("VAE", ["--trainer.logger=[{class_path: MLFlowLogger}]"], "mlflow"),

@@ -29,7 +29,7 @@ def test_a_recipe_without_its_fid_is_refused_before_the_first_step(data_dir, tmp
     args = ["fit", f"--config={RECIPE}", "--trainer.callbacks=[]", "--data.batch_size=16", "--data.val_size=16",
             "--model.width=4", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]  # fmt: skip
     message = (
-        "ModelCheckpoint follows val/fid_lenet_fashion_mnist, but nothing in this run logs it; logged in validation: "
+        "ModelCheckpoint monitors val/fid_lenet_fashion_mnist, but nothing in this run logs it; logged in validation: "
         r"nothing\. Add the callback that logs it to --trainer\.callbacks, or change --checkpoint\.monitor"
     )
     with pytest.raises(SystemExit, match=message):
@@ -57,7 +57,7 @@ def test_a_distance_is_known_by_its_extractor(data, tmp_path):
     fit(Sampler(), data, tmp_path, fid, keep)
     assert keep.best_model_score is not None
     fid = FID(Quarters(), num_samples=8, batch_size=8, cache_dir=str(tmp_path), every_n_epochs=0)
-    with pytest.raises(ValueError, match="follows val/fid_inception, but nothing in this run logs it"):
+    with pytest.raises(ValueError, match="monitors val/fid_inception, but nothing in this run logs it"):
         fit(Sampler(), data, tmp_path, fid, ModelCheckpoint(tmp_path / "other", monitor="val/fid_inception"))
 
 
@@ -75,7 +75,7 @@ def test_callbacks_say_all_that_they_log_in_validation(data, tmp_path):
 
 
 def test_early_stopping_waits_for_no_number_that_never_comes(data, tmp_path):
-    with pytest.raises(ValueError, match=r"EarlyStopping follows val/los, .*val/elbo.*val/loss.* the monitor of Early"):
+    with pytest.raises(ValueError, match=r"EarlyStopping monitors val/los, .*val/elbo.*val/loss.* monitor of Early"):
         fit(VAE(hidden=(8,), latent=2), data, tmp_path, EarlyStopping("val/los"))
     fit(VAE(hidden=(8,), latent=2), data, tmp_path, EarlyStopping("val/los", strict=False))
 

@@ -203,7 +203,7 @@ def test_what_cannot_work_is_said_at_the_start_or_left_out(data, tmp_path, caplo
     found = run_test(Density(), data, tmp_path / "d", scores(data=[missing, MNIST()], strict=False))
     assert "scores without KMNIST: KMNIST was not found" in caplog.text
     assert "ood/MNIST/auroc_likelihood" in found and "ood/KMNIST/auroc_likelihood" not in found
-    with pytest.raises(ValueError, match="ratio needs the checkpoint of a background"):
+    with pytest.raises(ValueError, match="ratio needs a background model"):
         OODScores([], headline="ratio")
 
 
@@ -244,7 +244,7 @@ def test_a_background_of_another_kind_of_pixels_is_refused(data, data_dir, tmp_p
 def test_no_checkpoint_is_chosen_by_other_sets(data, tmp_path):
     choose = ModelCheckpoint(tmp_path / "best", monitor="ood/auroc_complexity")
     run = trainer(tmp_path, callbacks=[scores(every_n_epochs=1), choose], enable_checkpointing=True)
-    with pytest.raises(ValueError, match="must not be chosen by ood/auroc_complexity"):
+    with pytest.raises(ValueError, match="must not monitor ood/auroc_complexity"):
         run.fit(Density(), datamodule=data)
 
 

@@ -88,11 +88,11 @@ def test_the_last_checkpoint_is_named(data_dir, tmp_path, monkeypatch):
 def test_such_steps_can_be_left_out(data, tmp_path):
     model, skip = spoilt(1, 2), SkipNonFinite(at_most=2)
     fit = trainer(tmp_path, callbacks=[skip], max_epochs=1, logger=False, log_every_n_steps=5)
-    with pytest.warns(UserWarning, match="NaN or infinite gradients, step skipped"):
+    with pytest.warns(UserWarning, match="is skipped: its gradients are NaN or infinite"):
         fit.fit(model, datamodule=data)
     assert model.skipped_steps == 2 and fit.logged_metrics["train/skipped_steps"] == 2
     assert all(p.isfinite().all() for p in model.parameters()) and model.stops_at_non_finite
-    with pytest.warns(UserWarning), pytest.raises(NonFiniteError, match="NaN or infinite in 3 steps in a row, to 3"):
+    with pytest.warns(UserWarning), pytest.raises(NonFiniteError, match="NaN or infinite in 3 steps in a row, up to 3"):
         fit = trainer(tmp_path, callbacks=[SkipNonFinite(at_most=2)], max_epochs=1, logger=False)
         fit.fit(spoilt(1, 2, 3), datamodule=data)
 
@@ -105,7 +105,7 @@ def test_statistics_of_a_step_that_is_left_out_are_put_back(accumulate_grad_batc
 
     model = SpoiltGame(width=4, latent=4, accumulate_grad_batches=accumulate_grad_batches)
     fit = trainer(tmp_path, callbacks=[SkipNonFinite()], max_epochs=1, logger=False)
-    with pytest.warns(UserWarning, match="NaN or infinite gradients, step skipped"):
+    with pytest.warns(UserWarning, match="is skipped: its gradients are NaN or infinite"):
         fit.fit(model, datamodule=data)
     # the two networks' of the first batch; or the discriminator's, whose step the second completes
     assert model.skipped_steps == 3 - accumulate_grad_batches and fit.global_step == 5

@@ -20,7 +20,7 @@ from stubs import Stub, trainer
 import train
 from callbacks import Progress, Report
 from callbacks.reporting import _screen
-from callbacks.reporting._lines import duration, number, numbers, place, total_steps, wrapped
+from callbacks.reporting._lines import duration, number, numbers, position, total_steps, wrapped
 from datamodules import FashionMNIST
 from lit_generative.cli.messages import IGNORED, calm
 from lit_generative.errors import UserError
@@ -158,7 +158,7 @@ def test_a_run_that_goes_on_within_an_epoch_begins_there(run, monkeypatch):
     run(*FIT, *TINY, "--trainer.max_steps=3", "--trainer.val_check_interval=3")
     out, err = run(*FIT, *TINY, "--resume")
     assert err == [f"going on from {LAST}, step 3"]
-    assert [line.split() for line in out if line.startswith("weights of")] == [["weights", "of", LAST]]
+    assert [line.split() for line in out if line.startswith("checkpoint")] == [["checkpoint", LAST]]
     assert begun == [(1, 0), (1, pytest.approx(0.3))]
     assert shares(out) == [*range(40, 101, 10)] and len([line for line in out if "  val  " in line]) == 2
 
@@ -227,9 +227,9 @@ def test_a_test_a_validation_and_a_prediction(run, monkeypatch):
     device = r"device +CPU, \d+ threads?, precision 32-true, seed 0"
     for name, split, size in (("test", "test", 40), ("validate", "val", 16), ("predict", "test", 40)):
         out, err = run(name, f"--ckpt_path={LAST}", "--model.test_k=[2]", "--trainer.accelerator=cpu")
-        fewer = ["ReconstructionGrid was to show 32 images, and there were 16"] if split == "val" else []
+        fewer = ["ReconstructionGrid shows 16 images, not 32: the data have no more"] if split == "val" else []
         assert err == fewer and out[1].endswith(f"FashionMNIST, 1x28x28: {split} {size}"), out
-        assert re.fullmatch(device, out[2]) and out[3].split() == ["weights", "of", LAST]
+        assert re.fullmatch(device, out[2]) and out[3].split() == ["checkpoint", LAST]
         assert out[4].split()[-1].endswith(f"version_0/{name}/version_0") and out[5] == ""
         batches = -(-size // 16)
         counts = [re.search(r"%  (\S+)  +[\d.,e+]+ images/s", line)[1] for line in out if "%  " in line]
@@ -319,7 +319,7 @@ def test_numbers_have_five_digits():
 def test_a_run_ends_by_epochs_or_by_steps_or_not_at_all(limits, batches, total, where):
     options = {"max_steps": -1, "accumulate_grad_batches": 1} | limits
     run = SimpleNamespace(num_training_batches=batches, global_step=25, current_epoch=2, **options)
-    assert total_steps(run) == total and place(run) == where
+    assert total_steps(run) == total and position(run) == where
 
 
 @pytest.fixture
@@ -331,31 +331,31 @@ def clock(monkeypatch):
 
 def test_the_pace_counts_images_and_what_is_left(clock):
     pace = _screen.Pace(total=100, done=20)  # of a run that goes on
-    assert pace.words(20, 0).split() == ["--:--", "left"]
+    assert pace.describe(20, 0).split() == ["--:--", "left"]
     for step in range(21, 41):
         clock.time += 0.5
         pace.batches += 1
-        words = pace.words(step, 64)
+        words = pace.describe(step, 64)
     assert words.split() == ["128", "images/s", "0:30", "left"]
     clock.time += 10  # a validation: the run takes longer, its batches do not
     pace.pause()
     clock.time += 0.5
     pace.batches += 1
-    assert pace.words(41, 7).split() == [
+    assert pace.describe(41, 7).split() == [
         "128",
         "images/s",
         "0:58",
         "left",
     ]  # 59 steps of 20.5 s / 21; 7: the last batch
-    assert pace.words(41, 64, at_most=5).split()[-2] == "0:05"
+    assert pace.describe(41, 64, at_most=5).split()[-2] == "0:05"
     for _ in range(200):  # faster now: the speed follows within seconds
         clock.time += 0.1
         pace.batches += 1
-        words = pace.words(50, 64)
+        words = pace.describe(50, 64)
     assert 635 < int(words.split()[0]) <= 640
     endless = _screen.Pace(total=float("inf"))
     clock.time += 1
-    assert endless.words(7, 0) == "" and endless.words(7, 0, at_most=65) == "   1:05 left"
+    assert endless.describe(7, 0) == "" and endless.describe(7, 0, at_most=65) == "   1:05 left"
 
 
 def test_a_line_comes_every_tenth_and_every_thirty_seconds(clock):

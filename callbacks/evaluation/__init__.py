@@ -1,1 +1,1 @@
-"""Callbacks that measure."""
+"""Callbacks that compute metrics."""

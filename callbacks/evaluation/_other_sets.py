@@ -1,4 +1,4 @@
-"""Sets of images other than a model's own."""
+"""Data sets other than a model's own."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ from lit_generative.errors import UserError
 def other_sets(own: Any, given: Iterable[Any]) -> dict[str, Any]:
     """The given sets by name, without the model's ``own`` and without repetitions.
 
-    A name is that of the class, with a number where there are several of it. A set that names no folder is searched
-    where the model's own lies, if that may hold others; a folder of images is neither searched nor downloaded into.
+    A name is that of the class, with a number if there are several of it. A set without ``data_dir`` is looked for in
+    that of the model's own set, if this may hold others; a folder of images is neither searched nor downloaded into.
     """
     distinct = {identity(own): own}
     for data in given:
@@ -34,18 +34,18 @@ def other_sets(own: Any, given: Iterable[Any]) -> dict[str, Any]:
 
 
 def identity(data: Any) -> tuple[Any, ...]:
-    """What the stored images of a set depend on: its class, its folder, and some of its options."""
+    """What the stored images of a set depend on: its class, its folder, and some of its arguments."""
     return type(data), Path(data.data_dir).resolve(), *(data.hparams[name] for name in data.stored_depends_on)
 
 
 def stored_test_images(trainer: Trainer, data: Any, strict: bool) -> Tensor | None:
-    """The test images of a set, as stored; None where it is not there, unless ``strict``.
+    """The test images of a set, as stored; None where they are missing on a node, unless ``strict``.
 
     Raises:
-        ValueError: It is not there.
+        ValueError: They are missing.
     """
     images, failure = None, None
-    for first in (True, False):  # a node's first process downloads what the others read
+    for first in (True, False):  # the first process of a node downloads
         try:
             if first is (trainer.local_rank == 0):
                 data.prepare_data()

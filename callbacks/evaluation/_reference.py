@@ -1,4 +1,4 @@
-"""Features of images, and those of a data set's real ones, from disk where they are known."""
+"""Features of images, and those of real images, which are cached on disk."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ from lit_generative.utils.rng import forked_rng
 
 
 class FeatureCollector:
-    """The features of numbered images, looked at by ``net`` in exact float32; see `Features`."""
+    """The features of indexed images, by ``net`` in exact float32; see `Features`."""
 
     def __init__(self, net: nn.Module, dims: int, keep: int, device: torch.device) -> None:
         self.net, self.features = net, Features(dims, keep).to(device)
@@ -31,13 +31,13 @@ class FeatureCollector:
         self.features.update(torch.empty(0, dims, device=device), torch.empty(0, dtype=torch.long, device=device))
 
     def add(self, images: Tensor, first: int, step: int = 1) -> None:
-        """Look at uint8 images ``(B, C, H, W)``, numbered from ``first`` in steps of ``step``."""
+        """Add uint8 images ``(B, C, H, W)`` of indices ``first``, ``first + step``, ...."""
         with exact_float32(images.device):
             rows = self.net(images)
         self.features.update(rows, first + step * torch.arange(len(images), device=images.device))
 
     def compute(self) -> Gaussian:
-        """What all ranks saw."""
+        """The features of all ranks."""
         return self.features.compute()
 
 
@@ -46,8 +46,8 @@ def reference_statistics(
 ) -> Gaussian | None:
     """Features of all images of a split, 8-bit, in the model's image size: on rank 0, None on others.
 
-    Read from ``cache`` where they are found under everything that they depend on; else all ranks look at the images
-    together, and rank 0 writes them down.
+    Read from ``cache``, whose key is everything that they depend on; else all ranks compute them together, and rank 0
+    writes them.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     images = data.convert(data.stored(split)[0])
@@ -68,11 +68,11 @@ def reference_statistics(
         try:
             real = read_statistics(path, key)
         except UserError as error:
-            rank_zero_warn(f"{error}; computing them again")
+            rank_zero_warn(f"{error}: it is computed again")
     if trainer.strategy.broadcast(real is not None):
         return real
-    rank_zero_info(f"fid_{name}: looking at {len(images):,} {split} images of {key['data']}, once")
-    # in a fixed random order, so that the vectors that are kept are a fair part of the set
+    rank_zero_info(f"fid_{name}: computing features of {len(images):,} {split} images of {key['data']}, once")
+    # in a fixed random order, so that the vectors that are kept are a random subset
     batches = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(batch_size)
     device = trainer.strategy.root_device
     collector = FeatureCollector(net, dims, keep, device)
@@ -84,14 +84,14 @@ def reference_statistics(
     try:
         save_statistics(path, real, key)
     except OSError as error:
-        rank_zero_warn(f"statistics cannot be kept in {cache} ({error}): choose another cache_dir")
+        rank_zero_warn(f"statistics cannot be written to {cache} ({error}): choose another cache_dir")
     return real
 
 
 def extractor_of(trainer: Trainer, data: Any, extractor: nn.Module | str, weights_path: str | None) -> nn.Module:
-    """The extractor; where there are several processes, a node's first one downloads what the others read.
+    """The extractor; of several processes on a node, the first downloads its weights.
 
-    ``auto`` is the data set's own of those that come with the package, else ``inception``.
+    ``auto`` is that of the data set, if the package has one, else ``inception``.
     """
     if isinstance(extractor, nn.Module):
         return extractor.eval().requires_grad_(False)
@@ -99,7 +99,7 @@ def extractor_of(trainer: Trainer, data: Any, extractor: nn.Module | str, weight
     if name == "auto":
         own = "lenet_" + re.sub("(?<=[a-z])(?=[A-Z])", "_", getattr(data, "name", "")).lower()
         name = own if own in shipped() else "inception"
-    with forked_rng(0):  # a network is drawn before its weights are read
+    with forked_rng(0):  # random weights are drawn before those of the file are read
         try:
             if trainer.local_rank == 0:
                 net = load_extractor(name, weights_path)

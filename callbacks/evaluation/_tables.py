@@ -8,11 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 WARNING = (
-    "likelihood alone is shown as a baseline that can fail badly: a density model may find simpler images of another "
-    "kind more likely than its own (Nalisnick et al., 2019)"
+    "likelihood alone is a baseline that can fail badly: a density model may give simpler images of another "
+    "kind a higher likelihood than its own (Nalisnick et al., 2019)"
 )
 
-OWN = "these scores are the model's own: no likelihoods"
+OWN = "these scores are the model's own, not likelihoods"
 HOW = "typicality against the mean over training images; complexity: shortest of PNG, WebP and JPEG 2000"
 
 
@@ -30,7 +30,7 @@ def score_table(
     kind: str,
     measured: Mapping[tuple[str, str], Mapping[str, tuple[float, ...]]],
 ) -> str:
-    """Of every set and score the mean and its standard error, and how well it tells, with intervals, as Markdown."""
+    """For every set and score the mean, its standard error, and detection with intervals, as Markdown."""
     lines = ["| images | score | mean ± s.e. | AUROC | AUPR | FPR at 95 % TPR |", "|---|---|---:|---:|---:|---:|"]
     for name, columns in scores.items():
         images = f"{name} ({len(next(iter(columns.values()))):,})"
@@ -48,7 +48,7 @@ def _mean_and_error(values: Tensor) -> str:
 
 
 def write_scores(path: Path, numbers: Mapping[str, Tensor], scores: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write the scores of every image of every set, with its number in its file, as CSV."""
+    """Write the scores of every image of every set, with its index in its file, as CSV."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["images", "number", *next(iter(scores.values()))])

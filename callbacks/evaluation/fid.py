@@ -8,8 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from callbacks.evaluation.feature_metrics import FeatureMetrics
-from lit_generative.errors import UserError
+from callbacks.base import datamodule_of
+from callbacks.evaluation._feature_metrics import FeatureMetrics
+from lit_generative.errors import require_at_least
 from lit_generative.images import to_uint8
 from lit_generative.protocols import Samples
 from lit_generative.sampling import Conditions
@@ -19,15 +20,15 @@ from lit_generative.utils.rng import forked_rng, mixed_seed, stage_seed
 class FID(FeatureMetrics):
     """Log ``fid_<extractor>`` in validation, and in test also KID, precision, recall, density and coverage.
 
-    The same noise in every validation, and another in test: what is chosen by this number is not tested on the noise it
-    was chosen by. It is split over the ranks: the numbers do not depend on how many there are. A class-conditional
+    Every validation draws the same noise, and the test another: a checkpoint is not tested on the noise that it was
+    chosen by. The noise is split over the ranks: the numbers do not depend on how many there are. A class-conditional
     model is sampled with labels, see `Conditions`.
 
     Args:
-        num_samples: Samples drawn; 10,000 for a quick look, 50,000 for a paper. Small sets are biased upwards.
+        num_samples: Samples drawn; 10,000 for a quick estimate, 50,000 for a paper. Few bias the distance upwards.
         guidance: Guidance of a class-conditional model's samples towards their labels, passed to its ``sample``.
         extractor: ``inception`` (plain FID: torch-fidelity's network), one that comes with the package
-            (``lenet_mnist``, ``lenet_fashion_mnist``), ``auto`` (the data set's own of these, else ``inception``), or
+            (``lenet_mnist``, ``lenet_fashion_mnist``), ``auto`` (that of the data set, else ``inception``), or
             a module from uint8 images ``(B, C, H, W)`` to features ``(B, d)``.
         rest: Arguments of `FeatureMetrics`.
     """
@@ -43,8 +44,7 @@ class FID(FeatureMetrics):
         **rest: Any,
     ) -> None:
         super().__init__(extractor, **rest)
-        if num_samples < 2:
-            raise UserError(f"FID: num_samples must be >= 2, got {num_samples}")
+        require_at_least(self, 2, num_samples=num_samples)
         self.num_samples, self.guidance = num_samples, guidance
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -54,9 +54,9 @@ class FID(FeatureMetrics):
         if self.num_samples < self.dims:
             rank_zero_warn(
                 f"fid_{self.name}: {self.num_samples} samples are fewer than the {self.dims} features: the distance is "
-                "biased upwards; compare it with distances at the same number only, or raise num_samples"
+                "biased upwards; compare it only with distances of as many samples, or raise num_samples"
             )
-        self.conditions = Conditions(self, pl_module, getattr(trainer, "datamodule", None), self.guidance)
+        self.conditions = Conditions(self, pl_module, datamodule_of(trainer), self.guidance)
         if self._first:
             self.reported = {"samples_per_second": ",.3g"} | self.reported
 

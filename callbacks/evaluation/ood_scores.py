@@ -1,4 +1,4 @@
-"""How well a model's likelihood, raw and corrected, tells images of another kind from its own."""
+"""Detection of out-of-distribution images by a model's likelihood, corrections of it, and scores of its own."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from torch import Generator, Tensor
 
 from callbacks._logging import log_image, run_folder
 from callbacks._plots import histograms
-from callbacks.base import EvaluationCallback
+from callbacks.base import EvaluationCallback, datamodule_of
 from callbacks.evaluation._other_sets import other_sets, stored_test_images
 from callbacks.evaluation._tables import HOW, OWN, WARNING, score_table, short_table, write_scores
 from lit_generative.checkpoints.load import load_model
-from lit_generative.errors import UserError, UserTypeError
+from lit_generative.errors import UserError, UserTypeError, require_at_least
 from lit_generative.images import from_uint8
 from lit_generative.metrics import ood
 from lit_generative.metrics.aggregation import PerImage
@@ -24,28 +24,29 @@ from lit_generative.utils.rng import forked_rng, mixed_seed
 
 
 class OODScores(EvaluationCallback):
-    """Score test images and images of other sets, and log AUROC, AUPR and FPR at 95 % TPR of every pair and score.
+    """Score test images and images of other data sets, and log AUROC, AUPR and FPR at 95 % TPR of every set and score.
 
-    The scores, higher where an image looks more out of distribution, are those of `metrics.ood`, and those that
-    the model itself offers (`HasOODScores`). All images go through the pipeline of the model's own data. Written beside
-    the test's results, in ``ood/``: a table, histograms, and the scores of every image.
+    The scores, higher for images that look more out of distribution, are those of `metrics.ood`, and those that the
+    model offers (`HasOODScores`). All images go through the pipeline of the model's own data. A table, histograms and
+    the scores of every image are written to ``ood/`` beside the results of the test.
 
     Args:
-        data: The other sets, named after their classes; several of one class are numbered. One that is the model's own
-            set, of the same class, folder and options of its images, is left out; so is a repetition.
-        background: Checkpoint of a model of the background, for likelihood ratios.
+        data: The other data sets, named after their classes; several of one class are numbered. Repetitions and the
+            model's own set (the same class, folder and arguments that its images depend on) are left out.
+        background: Checkpoint of a background model, for likelihood ratios.
         synthetic: Also score uniform noise, constant images, and the test images flipped and inverted.
-        num_images: Images of each set, the same number of each, drawn by a fixed seed.
-        headline: The score whose AUROC, averaged over ``data``, stands for the model as ``ood/auroc_<headline>``; None:
-            input complexity, or what a model without likelihood says (``ood_headline``).
-        every_n_epochs: Score also in validation, to watch: nothing may be chosen by it; 0: in test only.
+        num_images: Images of each set, drawn by the seed.
+        headline: The score whose AUROC, averaged over ``data``, is logged as ``ood/auroc_<headline>``; None: input
+            complexity, or for a model without likelihood its ``ood_headline``.
+        every_n_epochs: Epochs from one evaluation in validation to the next, by which nothing may be chosen; 0: in test
+            only.
         batch_size: Images scored at a time; the draws of a stochastic bound depend on it.
-        resamples: Bootstrap resamples for the intervals.
-        strict: Without it, what the model cannot do and sets that are not there are left out with one line.
-        seed: Of the images, the model's draws and the bootstrap.
+        resamples: Bootstrap resamples of the intervals.
+        strict: Whether a model without scores and missing data sets are errors; else they are left out with a message.
+        seed: Seed of the choice of images, of the model's draws and of the bootstrap.
 
     Raises:
-        TypeError: The model has neither ``log_prob`` nor ``ood_scores``, or the data cannot give their images.
+        TypeError: The model has neither ``log_prob`` nor ``ood_scores``, or the data do not offer their images.
     """
 
     def __init__(
@@ -61,18 +62,17 @@ class OODScores(EvaluationCallback):
         strict: bool = True,
         seed: int = 0,
     ) -> None:
-        if min(num_images, batch_size, resamples) < 1 or every_n_epochs < 0:
-            raise UserError("OODScores: num_images, batch_size and resamples must be >= 1, every_n_epochs >= 0")
+        super().__init__(every_n_epochs, seed)
+        require_at_least(self, 1, num_images=num_images, batch_size=batch_size, resamples=resamples)
         if headline == "ratio" and background is None:
-            raise UserError("OODScores: headline ratio needs the checkpoint of a background")
+            raise UserError("OODScores: headline ratio needs a background model: give its checkpoint as background")
         self.data, self.background, self.synthetic, self.num_images = data, background, synthetic, num_images
-        self.headline, self.every_n_epochs, self.batch_size = headline, every_n_epochs, batch_size
-        self.resamples, self.strict, self.seed = resamples, strict, seed
+        self.headline, self.batch_size, self.resamples, self.strict = headline, batch_size, resamples, strict
         self._reset()
 
     def _reset(self) -> None:
-        self._sets: dict[str, Tensor] = {}  # what to score; empty: there is nothing to do
-        self._numbers: dict[str, Tensor] = {}  # of the images in their files
+        self._sets: dict[str, Tensor] = {}  # images to score; empty: there is nothing to do
+        self._numbers: dict[str, Tensor] = {}  # indices of these images in their files
         self._others: list[str] = []
         self.reported: dict[str, str] = {}
         self._background: Any = None
@@ -84,7 +84,7 @@ class OODScores(EvaluationCallback):
         self._reset()
         if stage != "test" and not (stage == "fit" and self.every_n_epochs):
             return
-        own: Any = getattr(trainer, "datamodule", None)
+        own = datamodule_of(trainer)
         try:
             require(pl_module, HasOODScores if isinstance(pl_module, HasOODScores) else HasLogProb, self)
             for data in (own, *self.data):
@@ -96,19 +96,21 @@ class OODScores(EvaluationCallback):
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if (monitor := str(getattr(callback, "monitor", ""))).startswith("ood/"):
-                raise UserError(f"a checkpoint must not be chosen by {monitor}: these are test images")
+                raise UserError(
+                    f"{type(callback).__name__} must not monitor {monitor}, a number of test images: choose another"
+                )
         if self.background is not None and not isinstance(pl_module, HasLogProb):
-            raise UserError("OODScores: a background is for likelihood ratios, and this model has no likelihood")
+            raise UserError(f"OODScores: {type(pl_module).__name__} has no likelihood for a ratio: remove background")
         own_headline = "complexity" if isinstance(pl_module, HasLogProb) else getattr(pl_module, "ood_headline", "")
         self._headline = self.headline or own_headline
         self._pixels = "x".join(map(str, own.image_shape)) + (
             " binary pixels" if own.num_levels == 2 else " 8-bit pixels"
         )
-        # images of other sets have no label that the model knows: all are scored alike
+        # images of other sets have no labels of the model's classes: all are scored without labels
         self._unlabelled = ", of images without labels" if getattr(pl_module, "classes", 0) else ""
         self._kind = (getattr(pl_module, "log_prob_kind", "") or "not known") + self._unlabelled
         if self.background is not None:
-            with forked_rng(self.seed):  # a network is drawn before its weights are read
+            with forked_rng(self.seed):  # random weights are drawn before those of the file are read
                 self._background = load_model(self.background)
             require(self._background, HasLogProb, self)
             self._background.require_fitting(own)
@@ -119,7 +121,7 @@ class OODScores(EvaluationCallback):
             if (images := stored_test_images(trainer, other, self.strict)) is None:
                 continue
             if change := own.describe_conversion(images):
-                rank_zero_info(f"out-of-distribution images of {name}: {change}, as the model's own data")
+                rank_zero_info(f"out-of-distribution images of {name}: {change}, as in the model's own data")
             self._add(name, images, own)
             self._others.append(name)
         numbered = [f"{name}: {data.data_dir}" for name, data in sets.items() if name != data.name]
@@ -130,25 +132,25 @@ class OODScores(EvaluationCallback):
                 self._sets[name], self._numbers[name] = own.as_test(images), self._numbers["test"]
 
     def _add(self, name: str, images: Tensor, own: Any) -> None:
-        """Some images of a set, drawn by the seed, as the model meets its own in test."""
+        """Choose images of a set by the seed, and bring them to the form of the model's test images."""
         order = torch.randperm(len(images), generator=Generator().manual_seed(self.seed))
         self._numbers[name] = order[: self.num_images]
         self._sets[name] = own.as_test(images)[self._numbers[name]]
 
-    # -- looking at the images ---------------------------------------------------------------------
+    # -- scores of images --------------------------------------------------------------------------
 
     def evaluate(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
         if not self._sets:
             return
         self._columns: list[str] = []
-        rank_zero_info(f"OODScores: looking at {', '.join(self._sets)}")
+        rank_zero_info(f"OODScores: scoring images of {', '.join(self._sets)}")
         if self._background is not None:
             self._background.to(pl_module.device)
         for name, images in self._sets.items():
             rows = self._rows[name] = PerImage().to(pl_module.device)
             batches = images.split(self.batch_size)
             for i in range(trainer.global_rank, max(len(batches), trainer.world_size), trainer.world_size):
-                mine = i < len(batches)  # a rank without a batch still has to know the columns
+                mine = i < len(batches)  # a rank without a batch needs the names of the columns
                 columns = self._columns_of(pl_module, batches[i if mine else 0], mixed_seed(self.seed, i))
                 self._columns = list(columns)
                 values = torch.stack([exact(c).to(exact_device(pl_module.device)) for c in columns.values()], -1)
@@ -156,7 +158,7 @@ class OODScores(EvaluationCallback):
                 rows.update(values[: None if mine else 0], index[: None if mine else 0])
 
     def _columns_of(self, model: Any, images: Tensor, seed: int) -> dict[str, Tensor]:
-        """Everything about each image that the scores are made of; the same draws whatever else is scored."""
+        """What the scores of each image are computed from; the draws do not depend on what else is scored."""
         x = from_uint8(images.to(model.device))
         columns, own = {}, for_weights(x, model)
         if isinstance(model, HasLogProb):
@@ -173,32 +175,21 @@ class OODScores(EvaluationCallback):
 
     # -- numbers -----------------------------------------------------------------------------------
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(trainer, pl_module)
-
-    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not self._rows:
             return
         columns = {name: dict(zip(self._columns, rows.compute().T, strict=True)) for name, rows in self._rows.items()}
         self._rows = {}
         metrics = trainer.strategy.broadcast(self._evaluate(ood.gathered(columns)) if trainer.is_global_zero else {})
-        # the same everywhere: sync_dist only spares Lightning's warning
-        pl_module.log_dict({f"ood/{name}": value for name, value in metrics.items()}, sync_dist=True)
+        self.log_numbers(pl_module, "ood", metrics)
 
     def _evaluate(self, columns: dict[str, dict[str, Tensor]]) -> dict[str, float]:
         log_probs = {name: c.pop("log_prob") for name, c in columns.items() if "log_prob" in c}
         self._scores = columns
         for name, values in log_probs.items():
-            made_of = (
-                values,
-                log_probs["train"],
-                columns[name].pop("code_length"),
-                columns[name].pop("background", None),
-            )
-            self._scores[name] = ood.scores(*made_of) | columns[name]  # what is left is the model's own
+            length, background = columns[name].pop("code_length"), columns[name].pop("background", None)
+            # the columns that are left are the model's own scores
+            self._scores[name] = ood.scores(values, log_probs["train"], length, background) | columns[name]
         inside = self._scores["test"]
         metrics = {f"{name}/log_prob": float(values.mean()) for name, values in log_probs.items()}
         measured = {
@@ -212,14 +203,14 @@ class OODScores(EvaluationCallback):
         self._auroc = {key: measures["auroc"][0] for key, measures in measured.items()}
         self._table = score_table(self._scores, log_probs, self._kind, measured)
         if self.headline and self.headline not in inside:
-            raise UserError(f"OODScores: no score is called {self.headline}: choose from {', '.join(inside)}")
+            raise UserError(f"OODScores: there is no score {self.headline}: choose headline from {', '.join(inside)}")
         if headline := [metrics[key] for n in self._others if (key := f"{n}/auroc_{self._headline}") in metrics]:
             metrics[f"auroc_{self._headline}"] = sum(headline) / len(headline)
             self.reported = {f"ood/auroc_{self._headline}": ".3f"}
         broken = sum(int((~values.isfinite()).sum()) for scores in self._scores.values() for values in scores.values())
         metrics["not_finite"] = float(broken)
         if broken:
-            rank_zero_warn(f"{broken} out-of-distribution scores are NaN or infinite: NaN counts against the score")
+            rank_zero_warn(f"{broken} out-of-distribution scores are NaN or infinite: NaN counts as the wrong answer")
         return metrics
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -227,10 +218,12 @@ class OODScores(EvaluationCallback):
         if not self._sets or not trainer.is_global_zero:
             return
         warning = WARNING if "likelihood" in self._scores["test"] else OWN
-        print(f"\nAUROC of what is out of distribution\n{short_table(self._auroc)}\n{warning}")
+        print(f"\nAUROC of out-of-distribution images\n{short_table(self._auroc)}\n{warning}")
         for score in self._scores["test"]:
             values = {name: scores[score] for name, scores in self._scores.items()}
-            log_image(trainer, folder, f"ood-{score}", histograms(values, f"{score} (higher: further out)"))
+            log_image(
+                trainer, folder, f"ood-{score}", histograms(values, f"{score} (higher: further out of distribution)")
+            )
         if folder is not None:
             (folder / "ood").mkdir(parents=True, exist_ok=True)
             (folder / "ood" / "table.md").write_text(f"{self.describe_test()}\n\n{self._table}\n\n{warning}\n")

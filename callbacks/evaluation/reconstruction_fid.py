@@ -5,23 +5,22 @@ from typing import Any, ClassVar, Literal
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from callbacks.evaluation.feature_metrics import FeatureMetrics
+from callbacks.evaluation._feature_metrics import FeatureMetrics
 from lit_generative.images import to_uint8
 from lit_generative.protocols import Reconstructs
 from lit_generative.utils.rng import forked_rng, mixed_seed, stage_seed
 
 
 class ReconstructionFID(FeatureMetrics):
-    """Log ``fid_reconstructions_<extractor>`` and its KID: all images of a test, encoded and decoded, against real.
+    """Log ``fid_reconstructions_<extractor>`` and its KID: all test images, encoded and decoded, against real images.
 
-    What an auto-encoder loses on the way, apart from what its prior misses: `FID` with the same ``reference`` beside it
-    has both.
+    It measures what an auto-encoder loses; `FID` with the same ``reference`` also measures what its prior misses.
 
     Args:
         extractor: ``inception`` (plain FID: torch-fidelity's network), one that comes with the package
-            (``lenet_mnist``, ``lenet_fashion_mnist``), ``auto`` (the data set's own of these, else ``inception``), or
+            (``lenet_mnist``, ``lenet_fashion_mnist``), ``auto`` (that of the data set, else ``inception``), or
             a module from uint8 images ``(B, C, H, W)`` to features ``(B, d)``.
-        every_n_epochs: In validation; 0: in test only.
+        every_n_epochs: Epochs from one evaluation to the next; 0: in test only.
         reference: Split of the real images, or the path of an .npz with ``mu`` and ``sigma`` as pytorch-fid writes.
         rest: Arguments of `FeatureMetrics`.
     """
@@ -40,7 +39,7 @@ class ReconstructionFID(FeatureMetrics):
         super().__init__(extractor, every_n_epochs=every_n_epochs, reference=reference, **rest)
 
     def images(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
-        """What is compared with the real images, made from a batch."""
+        """The images to compare with real ones, made from a batch."""
         return model.reconstruct(x, c)
 
     def evaluate(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:

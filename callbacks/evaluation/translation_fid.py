@@ -9,10 +9,7 @@ from lit_generative.protocols import Translates
 
 
 class TranslationFID(ReconstructionFID):
-    """Log ``fid_translations_<extractor>`` and its KID: all source images of a test, translated, against real targets.
-
-    Arguments are those of :class:`ReconstructionFID`.
-    """
+    """Log ``fid_translations_<extractor>`` and its KID: all translations of a test against real targets."""
 
     protocol = Translates
     subject, noun = "translations_", "translations"

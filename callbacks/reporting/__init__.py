@@ -1,1 +1,1 @@
-"""Callbacks that tell a person, a file or W&B what a run did."""
+"""Callbacks that report what a run does, to the terminal, to files or to W&B."""

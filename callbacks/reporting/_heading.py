@@ -1,4 +1,4 @@
-"""What is run on what: the lines with which a run begins."""
+"""The first lines of a run: model, data, length and device."""
 
 import os
 from typing import Any
@@ -7,7 +7,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from callbacks.base import datamodule_of
 from callbacks.reporting._lines import fact
+from lit_generative.protocols import HasSizes
 
 USED = {
     TrainerFn.FITTING: ("train", "val"),
@@ -19,7 +21,7 @@ USED = {
 
 def heading(trainer: Trainer, model: LightningModule, networks: bool) -> list[str]:
     """Model, data, length and device of a run; with ``networks`` the parameters of each network."""
-    data: Any = getattr(trainer, "datamodule", None)
+    data = datamodule_of(trainer)
     lines = [fact("model", describe_model(model, networks))]
     if data is not None:
         lines.append(fact("data", _describe_data(data, USED[trainer.state.fn or TrainerFn.FITTING])))
@@ -27,27 +29,29 @@ def heading(trainer: Trainer, model: LightningModule, networks: bool) -> list[st
         lines.append(fact("training", _describe_length(trainer, data)))
     lines.append(fact("device", _describe_device(trainer)))
     if trainer.ckpt_path is not None:
-        lines.append(fact("weights of", str(trainer.ckpt_path)))
+        lines.append(fact("checkpoint", str(trainer.ckpt_path)))
     return lines
 
 
 def describe_model(model: LightningModule, networks: bool) -> str:
-    """Class and number of parameters, and that of each network; what has none, such as a metric, is left out."""
+    """Class and number of parameters, and those of each network; modules without any, such as metrics, are left out."""
     count = sum(p.numel() for p in model.parameters())
     text = f"{type(model).__name__}, {count:,} parameters"
     parts = []
     for name, network in model.named_children() if networks else ():
         if size := sum(p.numel() for p in network.parameters()):
-            fixed = not any(p.requires_grad for p in network.parameters())
-            parts.append(f"{name} {size:,}{' (fixed)' * fixed}")
+            frozen = not any(p.requires_grad for p in network.parameters())
+            parts.append(f"{name} {size:,}{' (frozen)' * frozen}")
     return text + (f": {', '.join(parts)}" if parts else "")
 
 
 def _describe_data(data: Any, splits: tuple[str, ...]) -> str:
-    shape, binarized = getattr(data, "image_shape", None), getattr(data, "binarize", "none")
-    text = type(data).__name__ + ("" if shape is None else f", {'x'.join(map(str, shape))}")
-    text += "" if binarized == "none" else f", binarised ({binarized})"
-    sizes = data.sizes() if hasattr(data, "sizes") else {}
+    text = type(data).__name__
+    if not isinstance(data, HasSizes):
+        return text
+    text += f", {'x'.join(map(str, data.image_shape))}"
+    text += "" if data.binarize == "none" else f", binarised ({data.binarize})"
+    sizes = data.sizes()
     counts = [f"{split} {sizes[split]:,}" for split in splits if sizes.get(split)]
     return text + (f": {', '.join(counts)}" if counts else "")
 
@@ -56,9 +60,9 @@ def _describe_length(trainer: Trainer, data: Any) -> str:
     limits = {"epoch": trainer.max_epochs or -1, "step": trainer.max_steps}
     known = [f"{limit:,} {name}{'s' * (limit > 1)}" for name, limit in limits.items() if limit != -1]
     text = " or ".join(known) or "until it is stopped"
-    images = getattr(data, "batch_size", None)
-    if images is not None:
-        text += f", batches of {images:,}" + (f" x {trainer.world_size} processes" if trainer.world_size > 1 else "")
+    if isinstance(data, HasSizes):
+        processes = f" x {trainer.world_size} processes" if trainer.world_size > 1 else ""
+        text += f", batches of {data.batch_size:,}{processes}"
     return text
 
 

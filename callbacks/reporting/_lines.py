@@ -1,4 +1,4 @@
-"""How a run's lines in the terminal are written: numbers, times, and where training stands."""
+"""Formats of a run's lines in the terminal: numbers, times, and the position in training."""
 
 import math
 import shutil
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from lightning.pytorch import Trainer
 
-INDENT = 17  # what stands in front of a fact in the head and the tail of a run: its name
+INDENT = 17  # width of the names of facts in the first and last lines of a run
 
 
 def fact(name: str, text: str) -> str:
@@ -32,7 +32,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """12:34, or 1:02:03 from an hour on; dashes if it is not known."""
+    """12:34, or 1:02:03 from an hour on; dashes if it is infinite."""
     if not math.isfinite(seconds):
         return "--:--"
     minutes, rest = divmod(round(seconds), 60)
@@ -41,7 +41,7 @@ def duration(seconds: float) -> str:
 
 
 def wrapped(start: str, parts: Iterable[str], gap: str) -> str:
-    """``start`` and parts on one line; in a terminal that is narrower on several, all parts below the first."""
+    """``start`` and parts on one line; in a narrower terminal on several, each indented below the first part."""
     line = start + gap.join(part.replace(" ", "\xa0") for part in parts)
     if sys.stdout.isatty():
         width, hang = max(40, shutil.get_terminal_size().columns), " " * len(start)
@@ -50,7 +50,7 @@ def wrapped(start: str, parts: Iterable[str], gap: str) -> str:
 
 
 def total_steps(trainer: Trainer) -> float:
-    """Steps of the whole run, those before a resumption among them; infinite if its length is not known."""
+    """Steps of the whole run, including those before it was resumed; infinite if its length is not known."""
     per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
     limits = [float(trainer.max_steps)] if trainer.max_steps != -1 else []
     if trainer.max_epochs != -1 and math.isfinite(per_epoch):
@@ -58,8 +58,8 @@ def total_steps(trainer: Trainer) -> float:
     return min(limits, default=math.inf)
 
 
-def place(trainer: Trainer) -> str:
-    """Where training stands: ``epoch  3/20``, or ``step 1,200/5,000`` in a run that ends by steps."""
+def position(trainer: Trainer) -> str:
+    """The position in training: ``epoch  3/20``, or ``step 1,200/5,000`` in a run whose length is in steps."""
     steps, epochs = trainer.max_steps, trainer.max_epochs or 0
     if steps != -1 and steps == total_steps(trainer):
         return f"step {trainer.global_step:>{len(f'{steps:,}')},}/{steps:,}"

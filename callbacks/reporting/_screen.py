@@ -1,4 +1,4 @@
-"""Where progress is shown, a terminal or a file, and how fast it is."""
+"""Displays of progress, in a terminal or a file, and its speed."""
 
 import math
 import os
@@ -7,59 +7,59 @@ import time
 
 from callbacks.reporting._lines import duration
 
-SMOOTHING = 3.0  # seconds over which the speed that is shown is averaged
+SMOOTHING = 3.0  # seconds over which the speed is averaged
 
 
 class Pace:
     """Speed and remaining time of a task of ``total`` units, ``done`` of which were done before.
 
-    `batches` are those since the speed was last measured, and counted by the caller.
+    The caller counts `batches` since the speed was last measured.
     """
 
     def __init__(self, total: float, done: float = 0) -> None:
         self.total, self.first = total, done
         self.start = self.mark = time.monotonic()
         self.batches = 0
-        self.speed = 0.0  # batches a second
-        self.images = 0  # of a batch
+        self.speed = 0.0  # batches per second
+        self.images = 0  # in a batch
 
     def pause(self) -> None:
-        """Leave out of the speed what happened since it was last measured."""
+        """Leave out of the speed the time since it was last measured."""
         self.mark, self.batches = time.monotonic(), 0
 
-    def words(self, done: float, images: int, at_most: float = math.inf) -> str:
-        """Images a second, if the latest batch had so many, and the time left: at most the seconds given."""
+    def describe(self, done: float, images: int, at_most: float = math.inf) -> str:
+        """Images per second, for batches of ``images``, and the time left, which is at most ``at_most`` seconds."""
         now = time.monotonic()
         self.images = max(self.images, images)  # the last batch may have fewer
         if self.batches:
             speed, weight = self.batches / (now - self.mark), 1 - math.exp((self.mark - now) / SMOOTHING)
             self.speed += (speed - self.speed) * (weight if self.speed else 1)
             self.pause()
-        speed, words = self.speed * self.images, []
+        speed, parts = self.speed * self.images, []
         if speed:
-            words.append(f"{speed:>7{',.0f' if speed >= 10 else '.2g'}} images/s")
+            parts.append(f"{speed:>7{',.0f' if speed >= 10 else '.2g'}} images/s")
         if math.isfinite(min(self.total, at_most)):
             each = (now - self.start) / (done - self.first) if done > self.first else math.inf
-            words.append(f"{duration(min(max(self.total - done, 0) * each, at_most)):>7} left")
-        return "  ".join(words)
+            parts.append(f"{duration(min(max(self.total - done, 0) * each, at_most)):>7} left")
+        return "  ".join(parts)
 
 
 class Bar:
-    """One line of a terminal, drawn again at most twice a second; what is printed stands above it.
+    """One line of a terminal, redrawn at most twice a second, below everything that is printed.
 
     Drawing it takes about 0.6 ms.
     """
 
-    def __init__(self, place: str, share: float) -> None:
+    def __init__(self, title: str, fraction: float) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[words]}", markup=False),
+            TextColumn("{task.fields[text]}", markup=False),
         )
-        # no thread of its own; messages that go to a file stay there
+        # no thread; messages to standard error still go to a file if it is redirected
         self._bar = Progress(
             *columns,
             console=Console(),
@@ -68,16 +68,16 @@ class Bar:
             expand=True,
             redirect_stderr=sys.stderr.isatty(),
         )
-        self._task, self._width, self._next = self._bar.add_task(place, total=1.0, words=""), 0, 0.0
-        self._bar.update(self._task, completed=share)
+        self._task, self._width, self._next = self._bar.add_task(title, total=1.0, text=""), 0, 0.0
+        self._bar.update(self._task, completed=fraction)
         self._bar.start()
 
-    def is_due(self, share: float) -> bool:
+    def is_due(self, fraction: float) -> bool:
         return time.monotonic() >= self._next
 
-    def show(self, place: str, share: float, words: str) -> None:
-        self._width = max(self._width, len(words))  # the bar keeps its length
-        self._bar.update(self._task, description=place, completed=min(share, 1.0), words=words.rjust(self._width))
+    def show(self, title: str, fraction: float, text: str) -> None:
+        self._width = max(self._width, len(text))  # the bar keeps its length
+        self._bar.update(self._task, description=title, completed=min(fraction, 1.0), text=text.rjust(self._width))
         self._bar.refresh()
         self._next = time.monotonic() + 0.5
 
@@ -88,23 +88,23 @@ class Bar:
 class Lines:
     """A line for every tenth of a task, and after 30 seconds without one."""
 
-    def __init__(self, place: str, share: float) -> None:
-        self._wait(share)
+    def __init__(self, title: str, fraction: float) -> None:
+        self._wait(fraction)
 
-    def _wait(self, share: float) -> None:
-        self._next, self._tenth = time.monotonic() + 30, math.floor(share * 10 + 1e-6) + 1
+    def _wait(self, fraction: float) -> None:
+        self._next, self._tenth = time.monotonic() + 30, math.floor(fraction * 10 + 1e-6) + 1
 
-    def is_due(self, share: float) -> bool:
-        return share * 10 + 1e-6 >= self._tenth or time.monotonic() >= self._next
+    def is_due(self, fraction: float) -> bool:
+        return fraction * 10 + 1e-6 >= self._tenth or time.monotonic() >= self._next
 
-    def show(self, place: str, share: float, words: str) -> None:
-        print(f"{place}  {min(share, 1.0):4.0%}  {words}")
-        self._wait(share)
+    def show(self, title: str, fraction: float, text: str) -> None:
+        print(f"{title}  {min(fraction, 1.0):4.0%}  {text}")
+        self._wait(fraction)
 
     def close(self) -> None:
         pass
 
 
-def screen(place: str, share: float) -> Bar | Lines:
-    """What suits the standard output, for a task of which that share is done."""
-    return Bar(place, share) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else Lines(place, share)
+def screen(title: str, fraction: float) -> Bar | Lines:
+    """A display that suits standard output, for a task of which ``fraction`` is done."""
+    return Bar(title, fraction) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else Lines(title, fraction)

@@ -1,4 +1,4 @@
-"""What ``predict`` computes, kept as arrays."""
+"""Predictions as files."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lit_generative.utils.files import set_aside
 class PredictionWriter(Callback):
     """Write the dictionaries that ``predict_step`` returns as ``predictions.npz``, one file per process.
 
-    Those with a ``name`` hold images, uint8 ``(B, C, H, W)``, of a size of their own: each becomes a PNG of that name.
+    Dictionaries with a ``name`` hold images of any size, uint8 ``(B, C, H, W)``: each is written as a PNG of its name.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -40,7 +40,7 @@ class PredictionWriter(Callback):
         for key, images in outputs.items():
             for name, image in zip(names, images, strict=True) if key != "name" and self.folder is not None else ():
                 path = self.folder / key / f"{Path(name).stem}.png"
-                if path.exists():  # another's, which differs in its ending only
+                if path.exists():  # of a file that differs only in its extension
                     path = path.with_name(f"{name}.png")
                 save_png(from_uint8(image), path)
                 self.written[key] = self.written.get(key, 0) + 1

@@ -1,4 +1,4 @@
-"""How far a run is."""
+"""Progress of a run."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ProgressBar, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from callbacks.reporting._lines import numbers, place, total_steps
+from callbacks.reporting._lines import numbers, position, total_steps
 from callbacks.reporting._screen import Bar, Lines, Pace, screen
 from lit_generative.training.log import TrainLog
 from lit_generative.training.progress import progress
@@ -17,24 +17,24 @@ from lit_generative.training.progress import progress
 class Progress(ProgressBar):
     """In a terminal one bar for the whole run; elsewhere a plain line for every tenth of it, and every 30 seconds.
 
-    Beside it stand the epoch, the losses, images a second and the time that is left. Losses are those of the curves'
-    last line, before the first the means so far. Of a run without an end, the bar is the epoch's.
+    It shows the epoch, the losses, images per second and the time left. Losses are those last logged, and before that
+    means so far. In a run without an end the bar is that of the epoch.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._speaks = True
+        self._enabled = True
         self._screen: Bar | Lines | None = None  # None: nothing is shown
-        self._losses: tuple[Any, str] = None, ""  # as the model gave them, and in words
+        self._losses: tuple[Any, str] = None, ""  # as the model gave them, and as text
 
     def disable(self) -> None:
-        self._speaks = False
+        self._enabled = False
 
     def enable(self) -> None:
-        self._speaks = True
+        self._enabled = True
 
     def _begin(self, name: str, total: float, done: float) -> None:
-        if self._speaks:
+        if self._enabled:
             self._pace, self._screen = Pace(total, done), screen(name, done / total)
 
     def _end(self) -> None:
@@ -49,7 +49,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._losses = None, ""
-        self._begin(place(trainer), 1.0 if _has_end(trainer) else math.inf, _done(trainer))
+        self._begin(position(trainer), 1.0 if _has_end(trainer) else math.inf, _done(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._screen is not None:
@@ -64,13 +64,13 @@ class Progress(ProgressBar):
         if not self._screen.is_due(_done(trainer)):
             return
         latest = pl_module.latest_losses() if isinstance(pl_module, TrainLog) else trainer.progress_bar_metrics
-        if latest is not self._losses[0]:  # reading the same again would wait for the device again
+        if latest is not self._losses[0]:  # reading values waits for the device
             names = sorted(latest, key=lambda name: name != "loss")
             self._losses = latest, "  ".join(numbers({_short(name): float(latest[name]) for name in names}))
         limits = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
         left = min((limit for limit in limits if limit is not None), default=math.inf)
-        speed = self._pace.words(_done(trainer), _images(batch) * trainer.world_size, left)
-        self._screen.show(place(trainer), _share(trainer), f"{self._losses[1]}  {speed}")
+        speed = self._pace.describe(_done(trainer), _images(batch) * trainer.world_size, left)
+        self._screen.show(position(trainer), _fraction(trainer), f"{self._losses[1]}  {speed}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
@@ -100,7 +100,7 @@ class Progress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._screen is None:  # as in the check before training
+        if self._screen is None:  # as in the sanity check
             return
         self._seen += 1
         self._pace.batches += 1
@@ -108,12 +108,12 @@ class Progress(ProgressBar):
         if not self._screen.is_due(_done(trainer) if fits else self._seen / self._batches):
             return
         total = f"{self._batches:,}"
-        words = f"{self._seen:>{len(total)},}/{total}"
+        count = f"{self._seen:>{len(total)},}/{total}"
         if fits:
-            self._screen.show(place(trainer), _share(trainer), f"validation {words}")
+            self._screen.show(position(trainer), _fraction(trainer), f"validation {count}")
         else:
-            speed = self._pace.words(self._seen, _images(batch) * trainer.world_size)
-            self._screen.show(self._name, self._seen / self._batches, f"{words}  {speed}")
+            speed = self._pace.describe(self._seen, _images(batch) * trainer.world_size)
+            self._screen.show(self._name, self._seen / self._batches, f"{count}  {speed}")
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
@@ -121,7 +121,7 @@ class Progress(ProgressBar):
         if trainer.state.fn != TrainerFn.FITTING:
             self._end()
         elif self._screen is not None:
-            self._pace.pause()  # it counts for the time that is left, and not for the speed
+            self._pace.pause()  # validation counts towards the time left, but not towards the speed
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
@@ -134,12 +134,12 @@ def _has_end(trainer: Trainer) -> bool:
 
 
 def _done(trainer: Trainer) -> float:
-    """What is done of the run, also of one that went on with other steps; 0 if it has no end."""
+    """The fraction of the run that is done, also after it was resumed with another length; 0 if it has no end."""
     return progress(trainer) if _has_end(trainer) else 0.0
 
 
-def _share(trainer: Trainer) -> float:
-    """What is done of the run, or, if that has no end, of the epoch."""
+def _fraction(trainer: Trainer) -> float:
+    """The fraction that is done of the run, or of the epoch if the run has no end."""
     if _has_end(trainer):
         return _done(trainer)
     return (trainer.fit_loop.epoch_loop.batch_idx + 1) / trainer.num_training_batches
@@ -151,5 +151,5 @@ def _images(batch: Any) -> int:
 
 
 def _short(name: str) -> str:
-    """``loss`` as it is, ``loss_discriminator`` as D."""
+    """``loss_discriminator`` as D; other names as they are."""
     return name.removeprefix("loss_")[0].upper() if name.startswith("loss_") else name

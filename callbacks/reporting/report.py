@@ -1,4 +1,4 @@
-"""The first and last words of a run, and its numbers: what is run on what, how good it is, and where everything is."""
+"""The first and last lines of a run, its numbers, and where its files are."""
 
 import json
 import math
@@ -12,8 +12,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from callbacks._logging import run_folder
+from callbacks.base import datamodule_of
 from callbacks.reporting._heading import heading
-from callbacks.reporting._lines import INDENT, duration, fact, number, numbers, place, wrapped
+from callbacks.reporting._lines import INDENT, duration, fact, number, numbers, position, wrapped
 from lit_generative.checkpoints.best import last_checkpoint, run_checkpoint
 from lit_generative.utils.files import set_aside
 
@@ -21,9 +22,9 @@ TITLES = {"samples_per_second": "samples/s", "nll": "NLL, nats", "bpd": "bits/di
 
 
 class Report(Callback):
-    """Print what is run on what, a line for every validation, and at the end checkpoints, images, the test's table.
+    """Print model, data and device, a line for every validation, and at the end checkpoints, images and results.
 
-    The test's numbers and one row to compare models by are also written, as ``results.json`` and ``results.md``.
+    The numbers of a test and one row for tables of models are also written to ``results.json`` and ``results.md``.
 
     Args:
         networks: Print how many parameters each network has.
@@ -52,7 +53,7 @@ class Report(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        # a tensor that stays the same one was not logged again
+        # the same tensor object: it was not logged again
         new = {name: float(value) for name, value in logged.items() if value is not self._seen.get(name)}
         self._seen = logged
         if trainer.state.fn == TrainerFn.VALIDATING:
@@ -60,10 +61,10 @@ class Report(Callback):
             _print_numbers(f"validation of {type(pl_module).__name__}", values)
         elif new:
             monitor = getattr(run_checkpoint(trainer), "monitor", None) or "val/loss"
-            names = sorted(new, key=lambda name: name != monitor)  # that of the best checkpoint is the first
-            # what only repeats it, as an ELBO does its negative, is in the curves
+            names = sorted(new, key=lambda name: name != monitor)  # that of the best checkpoint first
+            # without what only repeats it, as an ELBO is the negative of a loss
             names = [name for name in names if name == names[0] or abs(new[name]) != abs(new[names[0]])]
-            when, within = place(trainer), not trainer.is_last_batch
+            when, within = position(trainer), not trainer.is_last_batch
             when += f", step {trainer.global_step:,}   val  " if within and "epoch" in when else "   val  "
             print(wrapped(when, numbers({name.removeprefix("val/"): new[name] for name in names}), "  "))
 
@@ -78,7 +79,7 @@ class Report(Callback):
         if folder is None:
             return
         kept = Path(getattr(checkpoint, "best_model_path", ""))
-        if best is not None and kept.is_file():  # a full disk may have none
+        if best is not None and kept.is_file():  # not on a full disk
             older = str(kept) in getattr(trainer.strategy.checkpoint_io, "lost", ())
             note = "  (an older one: the best could not be written)" * older
             print(f"{'best checkpoint':<{INDENT}}{_relative(kept)}{note}")
@@ -93,27 +94,25 @@ class Report(Callback):
             return
         logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
         metrics = {name.removeprefix("test/"): v for name, v in logged.items() if name.startswith(("test/", "ood/"))}
-        data: Any = getattr(trainer, "datamodule", None)
-        speakers = (data, pl_module, *trainer.callbacks)  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
+        sources = (data, pl_module, *trainer.callbacks)  # type: ignore[attr-defined]
         protocol: dict[str, str] = {}
-        for speaker in speakers:
-            if text := getattr(speaker, "describe_test", str)():
-                name = type(speaker).__name__
+        for source in sources:
+            if text := getattr(source, "describe_test", str)():
+                name = type(source).__name__
                 protocol[f"{name} {len(protocol)}" if name in protocol else name] = text
-        row = _row(pl_module, data, speakers, metrics)
+        row = _row(pl_module, data, sources, metrics)
         table = [" | ".join(cells) for cells in (row, ["---"] * len(row), row.values())]
         text = "".join(f"| {line} |\n" for line in table)
         text += "".join(f"\n* {name}: {description}" for name, description in protocol.items()) + "\n"
-        # OODScores prints a table of its own
+        # OODScores prints its own table
         named = {name: value for name, value in metrics.items() if not name.startswith("ood/")}
         _print_numbers(f"test of {type(pl_module).__name__}", named)
         print(f"\n{text}")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            known = {
-                name: value if math.isfinite(value) else None for name, value in metrics.items()
-            }  # JSON has no inf
-            results = {"row": row, "protocol": protocol, "metrics": known}
+            finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # for JSON
+            results = {"row": row, "protocol": protocol, "metrics": finite}
             set_aside(folder / "results.json", folder / "results.md")
             (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
             (folder / "results.md").write_text(text)
@@ -121,8 +120,8 @@ class Report(Callback):
             print(f"{'run folder':<{INDENT}}{folder}")
 
 
-def _row(model: LightningModule, data: Any, speakers: Iterable[Any], metrics: dict[str, float]) -> dict[str, str]:
-    """One line to compare any two models by: what each speaker calls ``reported``, where it was measured."""
+def _row(model: LightningModule, data: Any, sources: Iterable[Any], metrics: dict[str, float]) -> dict[str, str]:
+    """One row for a table of models: the numbers that each source lists in ``reported``, if they were measured."""
     seconds = getattr(model, "training_seconds", 0.0)
     row = {
         "model": type(model).__name__,
@@ -130,7 +129,7 @@ def _row(model: LightningModule, data: Any, speakers: Iterable[Any], metrics: di
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "training, min": f"{seconds / 60:.2f}" if seconds else "-",
     }
-    forms = [getattr(speaker, "reported", {}) for speaker in speakers]
+    forms = [getattr(source, "reported", {}) for source in sources]
     for name, form in [*(entry for found in forms for entry in found.items()), ("nll", ".1f"), ("bpd", ".3f")]:
         if name in metrics:
             error = metrics.get(f"{name}_stderr")
@@ -151,7 +150,7 @@ def _print_numbers(title: str, metrics: dict[str, float]) -> None:
 
 
 def _print_images(folder: Path) -> None:
-    """The newest image of every kind."""
+    """Print the newest image of every name."""
     ending = re.compile(r"_(epoch\d+_step\d+|[a-z]+)$")  # what `log_image` appends
     newest = {ending.sub("", path.stem): path for path in sorted((folder / "images").glob("*.png"))}
     for i, path in enumerate(newest.values()):

@@ -1,4 +1,4 @@
-"""What W&B gets beside curves and images: how to read them, how they were measured, and the checkpoints."""
+"""What a W&B run has besides curves and images: axes, summaries, protocols of numbers, and checkpoints."""
 
 import csv
 import json
@@ -12,43 +12,45 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks._logging import run_folder
+from callbacks.base import datamodule_of
 from lit_generative.checkpoints.best import last_checkpoint, run_checkpoint
 from lit_generative.checkpoints.record import record
 
-STEP = "trainer/global_step"  # batches, of every model
-ROWS = 10_000  # of a table
+STEP = "trainer/global_step"  # counts batches for every model
+ROWS = 10_000  # rows of a table, at most
 
 
 class WandbRecord(Callback):
-    """Tell a W&B run what its dashboards need; nothing without a `WandbLogger`. What fails there never stops a run.
+    """Record in W&B what dashboards need; nothing without a `WandbLogger`. A failure there never stops a run.
 
-    * Every metric's axis is the number of batches; summaries hold what a checkpoint was chosen by at its best.
-    * Model, data and the protocol of a test's numbers are fields to filter by, its row is the summary.
+    * The x axis of every metric is the number of batches; the summary has the best value of a monitored metric.
+    * Model, data and the protocol of a test are fields to filter by; the row of results is in the summary.
     * Histograms of the weights of every network, after every validation.
-    * The checkpoints as artifacts ``<run id>-checkpoint`` with the aliases ``best`` and ``last``, when training ends.
+    * The checkpoints as artifacts ``<run id>-checkpoint`` with the aliases ``best`` and ``last``, when training ends,
+      also if it fails or the run is offline (unlike those of ``WandbLogger(log_model=True)``).
     * Out-of-distribution scores of every image as a table.
-    * The run's id in the checkpoint, so that ``--resume`` goes on with the same W&B run.
+    * The run's id in the checkpoint, so that ``--resume`` continues the same W&B run.
 
     Args:
-        checkpoints: Whether these become artifacts.
+        checkpoints: Whether to upload checkpoints as artifacts.
     """
 
     def __init__(self, checkpoints: bool = True) -> None:
         self.checkpoints = checkpoints
 
-    def _tell(self, trainer: Trainer, what: Callable[[Any], None]) -> None:
+    def _record(self, trainer: Trainer, write: Callable[[Any], None]) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 import wandb
 
                 try:
-                    what(logger.experiment)
+                    write(logger.experiment)
                 except (wandb.Error, OSError, RuntimeError, ValueError) as error:
-                    rank_zero_warn(f"W&B could not be updated: {error}")
+                    rank_zero_warn(f"W&B could not record this: {error}")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         def define(run: Any) -> None:
-            data = getattr(trainer, "datamodule", None)
+            data = datamodule_of(trainer)
             run.config.update({"model": type(pl_module).__name__, "data": type(data).__name__}, allow_val_change=True)
             run.define_metric(STEP)
             run.define_metric("*", step_metric=STEP)
@@ -56,7 +58,7 @@ class WandbRecord(Callback):
                 if isinstance(keeper, ModelCheckpoint) and keeper.monitor:
                     run.define_metric(keeper.monitor, step_metric=STEP, summary=keeper.mode)
 
-        self._tell(trainer, define)
+        self._record(trainer, define)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -73,7 +75,7 @@ class WandbRecord(Callback):
                     shown[f"weights/{name}"] = wandb.Histogram(numbers)
             run.log(shown)
 
-        self._tell(trainer, histograms)
+        self._record(trainer, histograms)
 
     # -- checkpoints -------------------------------------------------------------------------------
 
@@ -97,20 +99,20 @@ class WandbRecord(Callback):
                     artifact.add_file(str(path))
                     run.log_artifact(artifact, aliases=[alias])
 
-        self._tell(trainer, upload)
+        self._record(trainer, upload)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.on_fit_end(trainer, pl_module)  # what there is of a run that broke off
+        self.on_fit_end(trainer, pl_module)  # the checkpoints so far
 
     # -- tests -------------------------------------------------------------------------------------
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
-        if folder is None or not (folder / "results.json").is_file():  # which `Report` has written
+        if folder is None or not (folder / "results.json").is_file():  # written by `Report`
             return
         results = json.loads((folder / "results.json").read_text())
 
-        def tell(run: Any) -> None:
+        def results_of_test(run: Any) -> None:
             import wandb
 
             run.config.update({"protocol": results["protocol"]}, allow_val_change=True)
@@ -120,4 +122,4 @@ class WandbRecord(Callback):
                     names, *rows = csv.reader(file)
                 run.log({"ood/scores": wandb.Table(columns=[*names], data=rows[:ROWS])})
 
-        self._tell(trainer, tell)
+        self._record(trainer, results_of_test)

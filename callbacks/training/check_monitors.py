@@ -1,4 +1,4 @@
-"""Whether anything logs the numbers that checkpoints are chosen and runs are stopped by."""
+"""Whether anything logs the metrics that checkpoints and early stopping monitor."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ from lit_generative.training.log import TrainLog
 
 
 class CheckMonitors(Callback):
-    """Stop before training if a checkpoint, or `EarlyStopping`, follows a number that nothing in the run logs.
+    """Stop before training if a checkpoint or `EarlyStopping` monitors a metric that nothing in the run logs.
 
-    What the model logs is seen in the validation before training, of which a run that goes on keeps the names; what
-    callbacks log later they say themselves. Names of training (``train/...``) are held against the first batch, unless
-    the model optimises by itself and spreads its losses over batches.
+    What the model logs is known from the sanity check, or in a resumed run from its checkpoint; what callbacks log
+    later, from their ``logged``. Metrics of training (``train/...``) are checked after the first batch, unless the
+    model optimises manually and logs losses of several batches together.
 
-    A run with callbacks of the user's own, which may log anything, is not checked, nor one that skips the validation
-    before training (``num_sanity_val_steps: 0``): Lightning then stops at the first number that it misses.
+    A run with callbacks of the user, which may log anything, or without a sanity check (``num_sanity_val_steps: 0``) is
+    not checked: Lightning then stops at the first metric that is missing.
 
     Raises:
-        ValueError: A number is missing; the message names it, what is logged, and both remedies.
+        ValueError: A metric is missing; the message names it, what is logged, and both remedies.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class CheckMonitors(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.enable_validation:
-            self._require(trainer, set(), "validation, which this run does without")
+            self._require(trainer, set(), "validation, which this run does not have")
         elif self._logged is not None:
             promised = {
                 f"val/{name}"
@@ -55,12 +55,12 @@ class CheckMonitors(Callback):
     ) -> None:
         if self._trained or not isinstance(pl_module, TrainLog) or not pl_module.automatic_optimization:
             return
-        if names := pl_module.names_gathered:  # none of a batch that was skipped
+        if names := pl_module.names_gathered:  # empty after a batch that was skipped
             self._trained = True
             self._require(trainer, names | {"train/images_per_second", *trainer.callback_metrics}, "training")
 
     def _require(self, trainer: Trainer, logged: set[str], stage: str) -> None:
-        """Raise a ValueError if a number of this stage is followed that is not among the names ``logged``."""
+        """Raise a `UserError` if a metric of this stage is monitored that is not among those ``logged``."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         packages = {type(callback).__module__.partition(".")[0] for callback in callbacks}
         if not packages <= {"callbacks", "lightning", "lit_generative"}:
@@ -74,7 +74,7 @@ class CheckMonitors(Callback):
                 kind = type(callback).__name__.removeprefix("Best")
                 remedy = "--checkpoint.monitor (null: keep the last)" if own else f"the monitor of {kind}"
                 raise UserError(
-                    f"{kind} follows {name}, but nothing in this run logs it; "
+                    f"{kind} monitors {name}, but nothing in this run logs it; "
                     f"logged in {stage}: {', '.join(sorted(logged)) or 'nothing'}. Add the callback that logs it to "
                     f"--trainer.callbacks, or change {remedy}"
                 )

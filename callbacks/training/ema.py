@@ -16,33 +16,33 @@ from lit_generative.errors import UserError
 
 
 class EMA(Callback):
-    """Keep averaged weights, and use them in validation, test and prediction.
+    """Average the weights, and evaluate and save the model with the averages.
 
-    After step n the average moves by 1 - min(decay, (1 + n) / (10 + n)) towards the weights (the usual warm-up).
-    Buffers, such as the statistics of batch norm, are copied. Samples after training see the averages, too. A
-    checkpoint's ``state_dict`` holds the averages, so that ``sample`` and ``test`` need nothing else; the raw weights,
-    with which training goes on, stand beside them.
+    After update n the average moves by 1 - min(decay, (1 + n) / (10 + n)) towards the weights: a warm-up. Buffers, such
+    as the statistics of batch norm, are copied. The averages are in the model in validation, test and prediction, and
+    after training. They are the ``state_dict`` of a checkpoint, so that ``sample`` and ``test`` need nothing else; the
+    raw weights, with which training is resumed, are saved beside them.
 
     Args:
         networks: Names of the model's sub-modules.
-        decay: The largest.
-        every_n_steps: Update so often, counted in the generator's steps where there are such, else in the Trainer's.
+        decay: Upper limit of the decay.
+        every_n_steps: Steps from one update to the next; for GANs steps of the generator.
     """
 
     def __init__(self, networks: Sequence[str] = ("generator",), decay: float = 0.999, every_n_steps: int = 1) -> None:
         if not networks or not 0 <= decay < 1 or every_n_steps < 1:
             raise UserError(
-                f"EMA needs names of networks, a decay in [0, 1) and every_n_steps >= 1; got {networks}, "
+                f"EMA: networks must not be empty, decay in [0, 1), every_n_steps >= 1; got {networks}, "
                 f"{decay}, {every_n_steps}"
             )
         self.networks, self.decay, self.every_n_steps = tuple(networks), decay, every_n_steps
         self._averages: dict[str, AveragedModel] = {}
-        self._model: Callable[[], LightningModule | None] = lambda: None  # whose they are
+        self._model: Callable[[], LightningModule | None] = lambda: None  # the model that they belong to
         self._in_place = False  # whether the model holds the averages, and `_averages` the raw weights
         self._steps = 0
 
     def _average(self, averages: Any, weights: Any, n: Tensor | int) -> None:
-        torch._foreach_lerp_(averages, weights, 1 - self._decay)  # n is on the device: asking for it would wait
+        torch._foreach_lerp_(averages, weights, 1 - self._decay)  # n is on the device: reading it would wait
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         own = [name for name, part in pl_module.named_children() if any(True for _ in part.parameters())]
@@ -51,7 +51,7 @@ class EMA(Callback):
                 f"EMA: {type(pl_module).__name__} has no network {', '.join(missing)}; choose from {', '.join(own)}"
             )
         if isinstance(trainer.strategy, FSDPStrategy):
-            raise UserError("EMA needs whole weights, and FSDP gives every process a part: leave one of the two out")
+            raise UserError("EMA needs whole weights, but FSDP shards them: remove EMA or choose another strategy")
         if stage == "fit" and self._model() is not pl_module:
             self._model, self._in_place = weakref.ref(pl_module), False
             self._averages = {
@@ -82,7 +82,7 @@ class EMA(Callback):
                 self._decay = min(self.decay, (1 + n) / (10 + n))
                 average.update_parameters(getattr(pl_module, name))
 
-    # -- looking: before the hooks of batches and after them, whatever the order of the callbacks ----
+    # -- evaluation: averages are swapped in before batch hooks and out after them, in any order of callbacks --
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._exchange(pl_module, in_place=True)
@@ -124,7 +124,7 @@ class EMA(Callback):
         own["ema"] = {"updates": {name: int(average.n_averaged) for name, average in self._averages.items()}}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Training goes on with the checkpoint's averages; for anything else they are in the model already."""
+        """Continue training with the averages of the checkpoint; for evaluation they are in its ``state_dict``."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._averages, self._model, self._in_place = {}, lambda: None, False  # a later training begins
             return

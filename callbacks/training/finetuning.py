@@ -1,4 +1,4 @@
-"""Parts of a model that do not learn, or not yet, or at another rate."""
+"""Sub-modules that are frozen, for some epochs or for good, or have another learning rate."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -14,18 +14,17 @@ from lit_generative.errors import UserError
 
 
 class Finetuning(BaseFinetuning):
-    """Freeze sub-modules, let them learn from some epoch on, and give sub-modules learning rates of their own.
+    """Freeze sub-modules, unfreeze them at some epoch, and scale the learning rates of sub-modules.
 
-    Patterns are shell's, of names of sub-modules: ``encoder``, ``denoiser.down*``. A frozen batch norm keeps its
-    statistics too.
+    Patterns of names are those of a shell: ``encoder``, ``denoiser.down*``. Frozen batch norm keeps its statistics.
 
     Args:
-        freeze: Patterns of what does not learn.
-        unfreeze: Patterns of what begins to learn again, each with the epoch (from 0) at whose start it does.
-        lr_factors: Patterns, each with the factor of the learning rate there; of several that fit, the last counts.
+        freeze: Patterns of sub-modules to freeze.
+        unfreeze: Patterns of sub-modules to unfreeze, each with the epoch (from 0) at whose start to do so.
+        lr_factors: Patterns, each with a factor of the learning rate; the last that matches counts.
 
     Raises:
-        ValueError: A pattern fits nothing; or parts are to be freed in a run of several processes.
+        ValueError: A pattern matches nothing, or sub-modules are to be unfrozen in a run of several processes.
     """
 
     def __init__(
@@ -44,11 +43,12 @@ class Finetuning(BaseFinetuning):
             if not any(_named(pl_module, pattern)):
                 top = [name for name, part in pl_module.named_children() if any(True for _ in part.parameters())]
                 raise UserError(
-                    f"Finetuning: {type(pl_module).__name__} has no {pattern}; it begins with {', '.join(top)}"
+                    f"Finetuning: no sub-module of {type(pl_module).__name__} matches {pattern}: "
+                    f"choose from {', '.join(top)} and their sub-modules"
                 )
         if self.unfreeze_at and trainer.world_size > 1:
-            # DDP looks once at what learns, and would leave what is freed later to each process
-            raise UserError("Finetuning: what is unfrozen later cannot be shared by processes: run in one")
+            # DDP decides at the start what it synchronizes, and would not synchronize what is unfrozen later
+            raise UserError("Finetuning: unfreeze needs a single process: set --trainer.devices 1")
         super().setup(trainer, pl_module, stage)
 
     def freeze_before_training(self, pl_module: LightningModule) -> None:
@@ -56,13 +56,13 @@ class Finetuning(BaseFinetuning):
             self.freeze(list(_named(pl_module, pattern)), train_bn=False)
 
     def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
-        """Free what is due; the optimisers hold all parameters from the start, and pass by those without gradients."""
+        """Unfreeze what is due; optimisers have all parameters from the start, and skip those without gradients."""
         for pattern, start in self.unfreeze_at.items():
             if epoch >= start:
                 self.make_trainable(list(_named(pl_module, pattern)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for optimizer in trainer.optimizers:  # a run that goes on within an epoch does not start it
+        for optimizer in trainer.optimizers:  # a run that is resumed within an epoch does not start it
             self.finetune_function(pl_module, trainer.current_epoch, optimizer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,7 +82,7 @@ class Finetuning(BaseFinetuning):
         super().on_fit_start(trainer, pl_module)
         for optimizer in trainer.optimizers:
             if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
-                raise UserError("Finetuning: nothing is left to learn for one of the optimisers: freeze less")
+                raise UserError("Finetuning: all parameters of an optimiser are frozen: freeze fewer sub-modules")
 
 
 def _named(model: nn.Module, pattern: str) -> Iterator[nn.Module]:
@@ -90,7 +90,7 @@ def _named(model: nn.Module, pattern: str) -> Iterator[nn.Module]:
 
 
 def _split(optimizer: Optimizer, factors: dict[int, float]) -> list[int]:
-    """Give parameters of every factor a group of their own; of each group the number of that which it came from."""
+    """Split groups of parameters by factor; return the index of the group that each new group came from."""
     groups: list[dict[str, Any]] = []
     origins = []
     for i, group in enumerate(optimizer.param_groups):

@@ -1,4 +1,4 @@
-"""Runs that are asked to end, or to save."""
+"""Signals that ask a run to save, or to end."""
 
 import os
 import signal
@@ -15,29 +15,28 @@ from lit_generative.checkpoints.last import step_begun, validates_next
 
 
 class SaveOnSignal(Callback):
-    """Write ``last.ckpt`` on SIGTERM or Ctrl-C, which then end the run, and on SIGUSR1, with which it goes on.
+    """Write ``last.ckpt`` on SIGTERM or Ctrl-C and end the run; on SIGUSR1 write it and continue.
 
-    A signal to any process of a run is one to all: they agree after every batch (a few numbers are exchanged). A step
-    that is begun is completed first. Where a validation or the end of the epoch comes next the run ends after these,
-    where `LastCheckpoint` has written. A second Ctrl-C does not wait; a test or a prediction of several processes just
-    ends.
+    A signal to any process reaches all: they exchange flags after every batch. A step that has begun is completed
+    first. If a validation or the end of the epoch comes next, the run ends after it, when `LastCheckpoint` has
+    written. A second Ctrl-C does not wait. A test or a prediction of several processes ends at once.
     """
 
-    numbers = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+    signals = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
     def __init__(self) -> None:
-        self._asked: list[int] = []  # of this process, since the last batch: a handler may append at any moment
+        self._asked: list[int] = []  # of this process since the last batch; a handler may append at any time
         self._due: set[int] = set()  # of all processes
         self._ends: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # In several processes Lightning's own handler waits for the others in the midst of whatever they exchange.
-        # When training ends Lightning puts back what stood here before its own.
+        # With several processes Lightning's own handler would wait for the others in the middle of a collective.
+        # When training ends Lightning restores the handlers that it found.
         if signal.getsignal(signal.SIGTERM) != self._ask:
             self._asked, self._due, self._ends = [], set(), None
-        for number in self.numbers:
-            usual = (signal.SIG_DFL, signal.default_int_handler)  # others are somebody's, as in the background
-            first = number not in self._asked  # Ctrl-C in the check before training
+        for number in self.signals:
+            usual = (signal.SIG_DFL, signal.default_int_handler)  # others were set on purpose, as in the background
+            first = number not in self._asked  # not after Ctrl-C in the sanity check
             if number == signal.SIGTERM or (first and signal.getsignal(number) in usual):
                 signal.signal(number, self._ask)
 
@@ -48,12 +47,12 @@ class SaveOnSignal(Callback):
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                os.write(2, b"\nending after this batch, or the validation that is due; again: at once\n")
+                os.write(2, b"\nending after this batch, or the validation that is due; Ctrl-C again: at once\n")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def end(number: int, frame: Any) -> None:
             if trainer.strategy.launcher is not None:
-                trainer.strategy.launcher.kill(number)  # those that this process has started
+                trainer.strategy.launcher.kill(number)  # the processes that this one has started
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -71,18 +70,18 @@ class SaveOnSignal(Callback):
     ) -> None:
         mine = [self._asked.pop() for _ in range(len(self._asked))]
         if trainer.world_size > 1:
-            flags = torch.tensor([float(number in mine) for number in self.numbers], device=pl_module.device)
+            flags = torch.tensor([float(number in mine) for number in self.signals], device=pl_module.device)
             counts = trainer.strategy.reduce(flags, reduce_op="sum").tolist()
-            mine = [number for number, count in zip(self.numbers, counts, strict=True) if count]
+            mine = [number for number, count in zip(self.signals, counts, strict=True) if count]
         self._due.update(mine)
         if not self._due or step_begun(trainer):
             return
-        asked = next(number for number in self.numbers if number in self._due)
+        asked = next(number for number in self.signals if number in self._due)
         self._due.clear()
         ends = asked in (signal.SIGTERM, signal.SIGINT)
         if validates_next(trainer):
             self._ends = asked if ends else None
-            rank_zero_info(f"{asked.name}: last.ckpt follows the validation, or the epoch")
+            rank_zero_info(f"{asked.name}: last.ckpt will be written after the validation, or the epoch")
             return
         self._save(trainer, asked.name)
         if ends:
@@ -96,7 +95,7 @@ class SaveOnSignal(Callback):
     def _save(trainer: Trainer, name: str) -> None:
         path = last_checkpoint(trainer)
         if path is None:
-            rank_zero_info(f"{name}: no checkpoint is written in a run without checkpoints")
+            rank_zero_info(f"{name}: nothing is saved in a run without checkpoints")
             return
         trainer.save_checkpoint(path, weights_only=False)
         rank_zero_info(f"{name}: saved {path}, step {trainer.global_step}")

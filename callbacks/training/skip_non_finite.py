@@ -1,4 +1,4 @@
-"""Going on where a step's gradients are NaN or infinite."""
+"""Steps whose gradients are NaN or infinite."""
 
 from typing import Any
 
@@ -8,23 +8,22 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_generative.errors import UserError
+from lit_generative.errors import UserError, require_at_least
 from lit_generative.training.log import NonFiniteError
 
 
 class SkipNonFinite(Callback):
-    """Leave out steps whose gradients hold NaN or infinite values, and count them, instead of stopping the run.
+    """Skip steps whose gradients have NaN or infinite values, and count them, instead of stopping the run.
 
-    Asking for it costs a wait for the device in every step. ``train/skipped_steps`` is logged; lines of the curves that
-    hold such a step's loss are NaN. Buffers that it spoilt, as the statistics of a batch norm, are put back.
+    It waits for the device in every step. ``train/skipped_steps`` is logged; losses that were averaged over such a step
+    are NaN. Buffers that it made NaN or infinite, such as the statistics of batch norm, are restored.
 
     Args:
-        at_most: Steps in a row; with one more the run stops.
+        at_most: Skipped steps in a row; one more stops the run.
     """
 
     def __init__(self, at_most: int = 10) -> None:
-        if at_most < 1:
-            raise UserError(f"SkipNonFinite: at_most must be >= 1, got {at_most}")
+        require_at_least(self, 1, at_most=at_most)
         self.at_most = at_most
         self._in_a_row: dict[int, int] = {}  # by optimiser
         self._buffers: list[Tensor] = []  # as they were before the step
@@ -44,21 +43,21 @@ class SkipNonFinite(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norms = torch._foreach_norm([p.grad for p in learning]) if learning else ()
-        which, finite = id(optimizer), not norms or bool(torch.stack(norms).isfinite().all())
-        # processes may hold parts of the gradients each
+        step, which = trainer.global_step, id(optimizer)
+        finite = not norms or bool(torch.stack(norms).isfinite().all())
+        # each process may hold a part of the gradients
         if trainer.strategy.reduce_boolean_decision(finite, all=True):
             self._in_a_row[which] = 0
             return
         pl_module.skipped_steps += 1
         self._in_a_row[which] = self._in_a_row.get(which, 0) + 1
         if self._in_a_row[which] > self.at_most:
-            step = trainer.global_step
-            raise NonFiniteError(f"gradients were NaN or infinite in {self._in_a_row[which]} steps in a row, to {step}")
-        rank_zero_warn(
-            f"step {trainer.global_step}: NaN or infinite gradients, step skipped ({pl_module.skipped_steps} so far)"
-        )
+            raise NonFiniteError(
+                f"gradients were NaN or infinite in {self._in_a_row[which]} steps in a row, up to {step}"
+            )
+        rank_zero_warn(f"step {step} is skipped: its gradients are NaN or infinite ({pl_module.skipped_steps} so far)")
         for p in learning:
-            p.grad = None  # which optimisers pass by
+            p.grad = None  # optimisers skip it
         for buffer, before in zip(_numbers(pl_module), self._buffers, strict=True):
             if not buffer.isfinite().all():
                 buffer.copy_(before)

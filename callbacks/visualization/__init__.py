@@ -1,1 +1,1 @@
-"""Callbacks that draw what a model makes."""
+"""Callbacks that draw images and plots."""

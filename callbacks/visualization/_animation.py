@@ -1,4 +1,4 @@
-"""Films of one moment of a model: what changes is not the epoch."""
+"""Animations of what one model does, such as a diffusion; for the epochs of a run see `TrainingAnimation`."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 from callbacks._logging import log_animation, log_image, run_folder
 from callbacks.base import ImageCallback
-from lit_generative.errors import UserError
+from lit_generative.errors import require_at_least
 from lit_generative.images import grid
 from lit_generative.utils.rng import forked_rng
 
 
 class Animation(ImageCallback):
-    """A GIF of ``frames``, and an image with a row for each and at most ``columns`` of its frames.
+    """A GIF of `frames`, and an image with a row for each of ``n`` images and at most ``columns`` of its frames.
 
     Args:
         n: Images.
         every: Steps of the diffusion from one frame to the next.
-        every_n_epochs: Epochs from one animation to the next.
+        every_n_epochs: Epochs from one animation to the next; 0: in test only.
         image: Arguments of `ImageCallback`.
     """
 
@@ -27,12 +27,11 @@ class Animation(ImageCallback):
 
     def __init__(self, n: int, every: int, every_n_epochs: int = 10, **image: Any) -> None:
         super().__init__(every_n_epochs, **image)
-        if min(n, every) < 1:
-            raise UserError(f"{type(self).__name__}: n and every must be >= 1, got {n} and {every}")
+        require_at_least(self, 1, n=n, every=every)
         self.n, self.every = n, every
 
     def frames(self, model: Any, batch: Any) -> Tensor:
-        """The frames of several images, ``(frames, n, C, H, W)`` in [0, 1]."""
+        """The frames of all images, ``(frames, n, C, H, W)`` in [0, 1]."""
         raise NotImplementedError
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:

@@ -9,26 +9,25 @@ from torch import Tensor
 
 from callbacks._logging import log_image, run_folder
 from callbacks.base import ImageCallback
-from lit_generative.errors import UserError
+from lit_generative.errors import require_at_least
 from lit_generative.images import grid
 from lit_generative.utils.rng import forked_rng
 
 
 class FirstImages(ImageCallback):
-    """A row for each of the first ``n`` images of a validation that is due, and of a test.
+    """An image with a row for each of the first ``n`` images of a validation that is due, and of a test.
 
-    `rows` looks at the model, in batch hooks, a part of a batch at a time until there are ``n``; `draw_rows` puts them
-    together when the evaluation ends. A message says so, once, if it had fewer.
+    `rows` has the model and part of a batch, until there are ``n`` rows; `draw_rows` joins them when the evaluation
+    ends. If there were fewer, a message says so, once.
     """
 
     every_batch = True
-    what = "images"  # those that are shown, in words
-    _told = False
+    what: str = "images"  # what the rows are of, in messages
+    _warned = False
 
     def __init__(self, n: int, **image: Any) -> None:
         super().__init__(**image)
-        if n < 1:
-            raise UserError(f"{type(self).__name__}: n must be >= 1, got {n}")
+        require_at_least(self, 1, n=n)
         self.n = n
         self._rows: list[Tensor] = []
 
@@ -41,19 +40,18 @@ class FirstImages(ImageCallback):
         raise NotImplementedError
 
     def draw_rows(self, rows: Tensor) -> Tensor:
-        """The image ``(3, H', W')`` in [0, 1] of rows ``(N, columns, C, H, W)``."""
+        """Rows ``(N, columns, C, H, W)`` as one image ``(3, H', W')`` in [0, 1]."""
         return grid(rows.flatten(0, 1), rows.shape[1])
 
     @property
     def shown(self) -> int:
-        """How many of the images of this evaluation have their row."""
+        """How many rows this evaluation has so far."""
         return sum(map(len, self._rows))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rows = []
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rows = []
+    on_test_epoch_start = on_validation_epoch_start
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule, batch: tuple[Tensor, Tensor]) -> None:
         missing = self.n - self.shown
@@ -65,16 +63,9 @@ class FirstImages(ImageCallback):
             with forked_rng(self.seed + self.shown, pl_module.device):
                 self._rows.append(self.rows(pl_module, x, c).detach().cpu())
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.due(trainer):
-            self._finish(trainer)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer)
-
-    def _finish(self, trainer: Trainer) -> None:
-        if self.shown < self.n and not self._told:
-            rank_zero_info(f"{type(self).__name__} was to show {self.n} {self.what}, and there were {self.shown}")
-            self._told = True
+    def finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.shown < self.n and not self._warned:
+            rank_zero_info(f"{type(self).__name__} shows {self.shown} {self.what}, not {self.n}: the data have no more")
+            self._warned = True
         if self._rows:
             log_image(trainer, run_folder(trainer), self.name, self.draw_rows(torch.cat(self._rows)))

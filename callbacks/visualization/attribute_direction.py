@@ -7,23 +7,24 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.base import datamodule_of
 from callbacks.visualization._first_images import FirstImages
-from lit_generative.errors import UserError
+from lit_generative.errors import UserError, require_at_least
 from lit_generative.images import from_uint8
 from lit_generative.protocols import HasImages, HasLatent, require_data
 from lit_generative.utils.precision import for_weights
 
 
 class AttributeDirection(FirstImages):
-    """Images of one class with multiples of the difference of two classes' mean latents added: a smile, a heel.
+    """Images of one class moved along the difference between two classes' mean latents: a smile, a heel.
 
-    The means are over training images; the images that are changed are the class's first in validation or test.
+    The means are over training images; the images that are changed are the first of the class in validation or test.
 
     Args:
-        classes: Labels without and with the attribute; images of the first are changed.
+        classes: Label without the attribute, whose images are changed, and label with it.
         steps: Multiples of the difference that are added, one column each.
         n: Rows.
-        num_images: Training images of each class that the means are taken over, at most.
+        num_images: Training images of each class, at most, that its mean is taken over.
         image: Arguments of `ImageCallback`.
     """
 
@@ -38,8 +39,9 @@ class AttributeDirection(FirstImages):
         **image: Any,
     ) -> None:
         super().__init__(n, **image)
-        if not steps or num_images < 1:
-            raise UserError(f"AttributeDirection: steps must not be empty, num_images >= 1; got {steps}, {num_images}")
+        require_at_least(self, 1, num_images=num_images)
+        if not steps:
+            raise UserError("AttributeDirection: steps must have at least one number, got none")
         self.classes, self.steps, self.num_images = tuple(classes), tuple(steps), num_images
         self.what = f"images of class {classes[0]}"
 
@@ -47,7 +49,7 @@ class AttributeDirection(FirstImages):
         super().setup(trainer, pl_module, stage)
         if stage == "predict":
             return
-        data: Any = getattr(trainer, "datamodule", None)
+        data = datamodule_of(trainer)
         require_data(data, HasImages, self)
         images, labels = data.stored("train")
         self._images = []

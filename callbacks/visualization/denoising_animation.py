@@ -1,4 +1,4 @@
-"""How a diffusion makes images of noise."""
+"""How a diffusion model turns noise into images."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from lit_generative.protocols import Diffuses
 
 
 class DenoisingAnimation(Animation):
-    """Samples on their way from noise, as a GIF and an image with a row for each; this evaluates the network T times.
+    """Samples on their way from noise, as a GIF and an image with a row for each; the network is evaluated T times.
 
     Args:
         n: Samples.

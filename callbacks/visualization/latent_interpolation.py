@@ -1,17 +1,17 @@
-"""What lies between two samples."""
+"""Interpolations between samples."""
 
 from typing import Any
 
 from torch import Tensor
 
 from callbacks.base import ImageCallback
-from lit_generative.errors import UserError
+from lit_generative.errors import require_at_least
 from lit_generative.images import grid
 from lit_generative.protocols import Interpolates
 
 
 class LatentInterpolation(ImageCallback):
-    """Rows of images on the way from one sample to another.
+    """Rows of images that interpolate between two samples.
 
     Args:
         n: Rows.
@@ -23,8 +23,8 @@ class LatentInterpolation(ImageCallback):
 
     def __init__(self, n: int = 8, steps: int = 10, **image: Any) -> None:
         super().__init__(**image)
-        if n < 1 or steps < 2:
-            raise UserError(f"{type(self).__name__}: n must be >= 1, steps >= 2; got {n} and {steps}")
+        require_at_least(self, 1, n=n)
+        require_at_least(self, 2, steps=steps)
         self.n, self.steps = n, steps
 
     def draw(self, model: Any, batch: Any) -> Tensor:

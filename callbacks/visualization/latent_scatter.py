@@ -1,4 +1,4 @@
-"""Where images are in a latent space."""
+"""Scatter plots of latent spaces."""
 
 from typing import Any
 
@@ -9,35 +9,31 @@ from torch import Tensor
 from callbacks._logging import log_image, run_folder
 from callbacks._plots import scatter
 from callbacks.base import PerImageCallback
-from lit_generative.errors import UserError
-from lit_generative.protocols import HasLatent, require
+from lit_generative.errors import require_at_least
+from lit_generative.protocols import HasLatent
 
 
 class LatentScatter(PerImageCallback):
-    """Latents of all images of a validation or test, coloured by label: the two dimensions, or principal components.
+    """Plot latents, coloured by label: two dimensions, or of more the first two principal components.
 
     Args:
-        num_images: Points drawn, at most.
-        every_n_epochs: In validation; 0: in test only.
-        seed: Of the choice of points.
+        num_images: Images of a validation or test, at most.
+        evaluation: Arguments of `EvaluationCallback`.
     """
 
-    def __init__(self, num_images: int = 5000, every_n_epochs: int = 1, seed: int = 0) -> None:
-        if num_images < 1 or every_n_epochs < 0:
-            raise UserError(
-                f"LatentScatter: num_images must be >= 1, every_n_epochs >= 0; got {num_images}, {every_n_epochs}"
-            )
-        self.num_images, self.every_n_epochs, self.seed = num_images, every_n_epochs, seed
+    protocol = HasLatent
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        require(pl_module, HasLatent, self)
+    def __init__(self, num_images: int = 5000, **evaluation: Any) -> None:
+        super().__init__(**evaluation)
+        require_at_least(self, 1, num_images=num_images)
+        self.num_images = num_images
 
-    def keep(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
+    def measure(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
         z = model.encode(x).flatten(1)
         label = c if c.ndim == 1 else torch.zeros(len(x), device=x.device)  # an image as condition has no colour
         return torch.cat([z, label[:, None].to(z)], 1)
 
-    def finish(self, trainer: Trainer, pl_module: LightningModule, stage: str, rows: Tensor) -> None:
+    def summarize(self, trainer: Trainer, pl_module: LightningModule, stage: str, rows: Tensor) -> None:
         rows = rows[rows.isfinite().all(1)]  # a model may have diverged
         rows = rows[torch.randperm(len(rows))[: self.num_images]]
         z, label = rows[:, :-1], rows[:, -1].long()

@@ -11,12 +11,12 @@ from callbacks._plots import curves
 
 
 class LossCurves(Callback):
-    """Draw what was last logged in every epoch as ``images/loss-curves...png`` when training ends or breaks off.
+    """Plot what was last logged in every epoch, as ``images/loss-curves...png``, when training ends or fails.
 
-    An epoch in which no line was written has no point.
+    An epoch in which nothing was logged has no point.
 
     Args:
-        metrics: Names, as they are logged; those that never were are left out.
+        metrics: Names as they are logged; those that never were are left out.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class LossCurves(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name in self.metrics:
             value = trainer.callback_metrics.get(name)
-            # a tensor that stays the same one was not logged again
+            # the same tensor object: it was not logged again
             if value is not None and value is not self._seen.get(name):
                 self._seen[name] = value
                 points = self._points.setdefault(name, [])
                 if points and points[-1][0] == trainer.current_epoch:
-                    points.pop()  # of a run that ended within the epoch, and goes on
+                    points.pop()  # of a run that ended within the epoch and was resumed
                 points.append((trainer.current_epoch, float(value)))
 
     def state_dict(self) -> dict[str, Any]:

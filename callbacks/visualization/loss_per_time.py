@@ -1,42 +1,41 @@
-"""Where along a diffusion the loss is."""
+"""The loss of a diffusion model by time."""
 
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from callbacks._logging import log_image, run_folder
 from callbacks._plots import curves
 from callbacks.base import PerImageCallback
-from lit_generative.errors import UserError
-from lit_generative.protocols import Diffuses, require
+from lit_generative.errors import require_at_least
+from lit_generative.protocols import Diffuses
 
 
 class LossPerTime(PerImageCallback):
-    """The training loss by t, each image at one time of its own, averaged in ``bins``: a plot, and a table in test.
+    """Plot the training loss by t, each image at one time, averaged in bins; in test also as ``loss_per_time.csv``.
 
     Args:
-        bins: Of t, of equal widths.
-        every_n_epochs: In validation; 0: in test only.
-        seed: Of the times and the noise.
+        bins: Bins of t, of equal width.
+        every_n_epochs: Epochs from one plot to the next; 0: in test only.
+        evaluation: Arguments of `EvaluationCallback`.
     """
 
-    def __init__(self, bins: int = 50, every_n_epochs: int = 10, seed: int = 0) -> None:
-        if bins < 1 or every_n_epochs < 0:
-            raise UserError(f"LossPerTime: bins must be >= 1, every_n_epochs >= 0; got {bins} and {every_n_epochs}")
-        self.bins, self.every_n_epochs, self.seed = bins, every_n_epochs, seed
+    protocol = Diffuses
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        require(pl_module, Diffuses, self)
+    def __init__(self, bins: int = 50, every_n_epochs: int = 10, **evaluation: Any) -> None:
+        super().__init__(every_n_epochs, **evaluation)
+        require_at_least(self, 1, bins=bins)
+        self.bins = bins
 
-    def keep(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
-        # the same law of times for every batch: one from each of as many equal parts as there are images
+    def measure(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
+        # stratified over every batch: one time from each of as many equal intervals as there are images
         u = (torch.randperm(len(x), device=x.device) + torch.rand(len(x), device=x.device)) / len(x)
         t = 1 + (u * model.steps).long().clamp(max=model.steps - 1)
         return torch.stack([t.to(x), model.losses_at(x, t, c)], 1)
 
-    def finish(self, trainer: Trainer, pl_module: Any, stage: str, rows: Tensor) -> None:
+    def summarize(self, trainer: Trainer, pl_module: Any, stage: str, rows: Tensor) -> None:
         t, loss = rows.T
         which = ((t - 1) * self.bins / pl_module.steps).long()
         count = torch.bincount(which, minlength=self.bins)

@@ -6,8 +6,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.base import ImageCallback
-from lit_generative.errors import UserError
+from callbacks.base import ImageCallback, datamodule_of
+from lit_generative.errors import UserError, require_at_least
 from lit_generative.images import from_uint8, grid, to_uint8
 from lit_generative.protocols import HasImages, Samples, require_data
 
@@ -28,19 +28,18 @@ class NearestNeighbours(ImageCallback):
 
     def __init__(self, n: int = 8, k: int = 7, every_n_epochs: int = 10, **image: Any) -> None:
         super().__init__(every_n_epochs, **image)
-        if min(n, k) < 1:
-            raise UserError(f"{type(self).__name__}: n and k must be >= 1, got {n} and {k}")
+        require_at_least(self, 1, n=n, k=k)
         self.n, self.k = n, k
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        data: Any = getattr(trainer, "datamodule", None)
+        data = datamodule_of(trainer)
         require_data(data, HasImages, self)
         if stage == "predict":
             return
         self.images = data.convert(data.stored("train")[0])
         if self.k > len(self.images):
-            raise UserError(f"NearestNeighbours: k = {self.k}, but there are {len(self.images)} training images")
+            raise UserError(f"NearestNeighbours: k must be <= {len(self.images)} (training images), got {self.k}")
 
     def draw(self, model: Any, batch: Any) -> Tensor:
         x = to_uint8(self.conditions.draw(model, self.n)).cpu()

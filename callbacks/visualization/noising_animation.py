@@ -1,4 +1,4 @@
-"""How a diffusion turns images into noise."""
+"""How a diffusion process turns images into noise."""
 
 from typing import Any
 
@@ -26,8 +26,8 @@ class NoisingAnimation(Animation):
         super().__init__(n, every, **animation)
 
     def frames(self, model: Any, batch: Any) -> Tensor:
-        x, shown = batch[0][: self.n], []
+        x, frames = batch[0][: self.n], []
         for t in range(0, model.steps + 1, self.every):
-            torch.manual_seed(self.seed)  # within the forked RNG: one path for an image, not a new one at every t
-            shown.append(model.noised(x, torch.full((len(x),), t, device=x.device)))
-        return torch.stack(shown)
+            torch.manual_seed(self.seed)  # within the forked RNG: one path for each image, not a new one at every t
+            frames.append(model.noised(x, torch.full((len(x),), t, device=x.device)))
+        return torch.stack(frames)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from callbacks.visualization._first_images import FirstImages
-from lit_generative.errors import UserError
+from lit_generative.errors import require_at_least
 from lit_generative.images import grid
 from lit_generative.protocols import Reconstructs
 
@@ -24,8 +24,7 @@ class ReconstructionGrid(FirstImages):
 
     def __init__(self, n: int = 32, columns: int = 8, **image: Any) -> None:
         super().__init__(n, **image)
-        if columns < 1:
-            raise UserError(f"{type(self).__name__}: columns must be >= 1, got {columns}")
+        require_at_least(self, 1, columns=columns)
         self.columns = columns
 
     def rows(self, model: Any, x: Tensor, c: Tensor) -> Tensor:

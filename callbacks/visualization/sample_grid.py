@@ -1,11 +1,11 @@
-"""A grid of samples, drawn from the same noise every time so that the images can be compared."""
+"""A grid of samples, drawn from the same noise every time so that grids can be compared."""
 
 from typing import Any
 
 from torch import Tensor
 
 from callbacks.base import ImageCallback
-from lit_generative.errors import UserError
+from lit_generative.errors import require_at_least
 from lit_generative.images import grid
 from lit_generative.protocols import Samples
 
@@ -24,10 +24,8 @@ class SampleGrid(ImageCallback):
 
     def __init__(self, n: int = 64, columns: int = 8, guidance: float = 0.0, **image: Any) -> None:
         super().__init__(**image)
-        self.guidance = guidance
-        if min(n, columns) < 1:
-            raise UserError(f"{type(self).__name__}: n and columns must be >= 1, got {n} and {columns}")
-        self.n, self.columns = n, columns
+        require_at_least(self, 1, n=n, columns=columns)
+        self.n, self.columns, self.guidance = n, columns, guidance
 
     def draw(self, model: Any, batch: Any) -> Tensor:
         return grid(self.conditions.draw(model, self.n), self.columns)

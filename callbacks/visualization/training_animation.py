@@ -1,4 +1,4 @@
-"""The grids of samples of a run, one after the other."""
+"""The images of a run, such as its grids of samples, as an animation."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
@@ -10,11 +10,11 @@ from lit_generative.errors import UserError
 class TrainingAnimation(Callback):
     """Join the images ``images/<name>_epoch*.png`` of a run into ``images/<name>.gif`` when training ends.
 
-    A resumed run has one animation of all its parts.
+    A run that was resumed has one animation of all its parts.
 
     Args:
-        name: Kind of the images; by default those of `SampleGrid`, which are drawn from the same noise every time.
-        seconds: Time that each of them is shown.
+        name: Name of the images; default: those of `SampleGrid`, which are drawn from the same noise every time.
+        seconds: Time that each image is shown.
     """
 
     def __init__(self, name: str = "samples", seconds: float = 0.3) -> None:
@@ -26,8 +26,8 @@ class TrainingAnimation(Callback):
         folder = run_folder(trainer)
         if folder is None or not trainer.is_global_zero:
             return
-        frames = sorted((folder / "images").glob(f"{self.name}_epoch*.png"))
-        if frames:
+        images = sorted((folder / "images").glob(f"{self.name}_epoch*.png"))
+        if images:
             path = folder / "images" / f"{self.name}.gif"
-            write_animation(trainer, path, [Image.open(frame) for frame in frames], self.seconds)
-            print(f"{'animation':<16} {path}")
+            write_animation(trainer, path, [Image.open(image) for image in images], self.seconds)
+            print(f"animation of {self.name}: {path}")

@@ -14,7 +14,7 @@ class TranslationGrid(FirstImages):
     """The first pairs of validation or test, each as a row: source, translation, target.
 
     Also in the last epoch, if there is a validation then. Source images of other than one or three channels (one-hot
-    labels) are shown as grey levels of the largest.
+    labels) are shown as grey levels of the largest channel.
 
     Args:
         n: Pairs.

@@ -1,4 +1,4 @@
-"""Statistics over images that hold on any number of processes."""
+"""Statistics over images that do not depend on the number of processes."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,9 +13,9 @@ from lit_generative.utils.precision import Move, device_only, exact
 
 
 class Accumulator(Metric):
-    """A metric whose states a training can go on with after a test, which runs in inference mode, has reset them.
+    """A metric whose state is usable in training after a test, which runs in inference mode, has reset it.
 
-    They keep their dtype whatever the model's becomes; float64 stays on the CPU for devices that have none.
+    The state keeps its dtype when that of the model changes; float64 is kept on the CPU for devices without it.
     """
 
     full_state_update = False
@@ -29,9 +29,9 @@ class Accumulator(Metric):
 
 
 class Moments(Accumulator):
-    """Mean, variance and standard error over images of ``features`` numbers per image, float64, summed over ranks.
+    """Mean, variance and standard error over images of ``features`` numbers per image, in float64, over all ranks.
 
-    ``update`` takes ``(B, features)``; its accumulation is exact however the images are split into batches or ranks.
+    ``update`` takes ``(B, features)``. Sums do not depend on the split into batches and ranks, up to rounding.
     """
 
     count: Tensor
@@ -54,7 +54,7 @@ class Moments(Accumulator):
         """Mean, unbiased variance, standard error of the mean and number of images, ``(4, features)``."""
         mean = self.total / self.count
         variance = (self.total_of_squares - self.count * mean.square()).clamp(min=0) / (self.count - 1).clamp(min=1)
-        variance = variance.nan_to_num(nan=torch.inf)  # where a value was infinite
+        variance = variance.nan_to_num(nan=torch.inf)  # a value was infinite
         return torch.stack([mean, variance, (variance / self.count).sqrt(), self.count.expand_as(mean)])
 
 
@@ -83,8 +83,8 @@ class MomentsByName:
         self._moments.update(rows)
 
     def compute(self, device: torch.device) -> dict[str, Stats]:
-        """Statistics by name over all processes, float64, on every one of them; then none are held any more."""
-        if torch.distributed.is_initialized():  # one that had no images knows no names
+        """Statistics by name over all processes, float64, on every one of them; and start again."""
+        if torch.distributed.is_initialized():  # a process without images has no names
             known: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(known, self.names)
             self.names = max(known, key=len)
@@ -96,9 +96,9 @@ class MomentsByName:
 
 
 class PerImage(Accumulator):
-    """Rows of numbers, one for each image, in the images' order however they are split into batches and ranks.
+    """Rows of numbers, one for each image, in the images' order, whatever the batches and ranks.
 
-    ``update`` takes the rows ``(B, d)`` and the images' numbers ``(B,)``, each in one batch of one rank.
+    ``update`` takes rows ``(B, d)`` and the indices of their images ``(B,)``; each index occurs once over all ranks.
     """
 
     rows: list[Tensor]

@@ -1,4 +1,4 @@
-"""What the dimensions of a latent space hold: parts of the KL term, and scores where an image's factors are known."""
+"""What the dimensions of a latent space encode: parts of the KL term, and scores for images of known factors."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 from lit_generative.errors import UserError
 from lit_generative.utils.precision import exact
 
-PAIRS = 2**21  # numbers looked at together in `kl_decomposition`: 8 MB
+PAIRS = 2**21  # numbers in memory at a time in `kl_decomposition`: 8 MB
 
 
 def kl_decomposition(q: Normal, z: Tensor, count: int) -> dict[str, Tensor]:
@@ -18,13 +18,13 @@ def kl_decomposition(q: Normal, z: Tensor, count: int) -> dict[str, Tensor]:
 
     ``mutual_information`` = KL(q(z, n) || q(z) p(n)) of z and the number n of its image; ``total_correlation`` =
     KL(q(z) || prod_j q(z_j)); ``dimension_wise_kl`` = sum_j KL(q(z_j) || p(z_j)). The aggregate q(z) of ``count``
-    images is estimated from the M at hand as in Chen et al., Appendix C, but with the image's own posterior weighted
+    images is estimated from the M given as in Chen et al., Appendix C, but with the image's own posterior weighted
     1 / count and the others sharing the rest, so that the estimate of q(z) is unbiased; with M = count it is exact.
-    What has a closed form is taken from it, so that the three sum to the mean KL of the M images.
+    Terms with a closed form use it, so that the three sum to the mean KL of the M images.
 
-    The log of an estimate falls short of the log where M is too small for the dimensions. The mutual information of so
-    many images is at most log(count), but for the noise of the draws; where posteriors are narrow enough to reach it,
-    total correlation holds the rest of the KL, whatever the dependence of the latents.
+    The log of the estimate is biased downwards if M is small for the number of dimensions. The mutual information is at
+    most log(count), up to the noise of the draws; if posteriors are narrow enough to reach it, total correlation has
+    the rest of the KL, whatever the dependence of the latents.
 
     Args:
         q: Posteriors of M images, batch shape ``(M, latent)``.
@@ -33,7 +33,7 @@ def kl_decomposition(q: Normal, z: Tensor, count: int) -> dict[str, Tensor]:
     """
     m, latent = z.shape
     if not 2 <= m <= count:
-        raise UserError(f"the decomposition needs at least 2 posteriors and no more than images; got {m} of {count}")
+        raise UserError(f"the number of posteriors must be in 2..{count} (count), got {m}")
     others = math.log((count - 1) / (m - 1) / count)
     log_joint, log_product = [], []
     for rows in torch.arange(m, device=z.device).split(max(1, PAIRS // (m * latent))):
@@ -52,12 +52,12 @@ def kl_decomposition(q: Normal, z: Tensor, count: int) -> dict[str, Tensor]:
 
 
 def total_correlation_bound(z: Tensor, bins: int = 8) -> Tensor:
-    """A lower bound on the total correlation of q(z), from draws ``(N, latent)``, nats: what their pairs hold.
+    """A lower bound on the total correlation of q(z), from draws ``(N, latent)``, in nats: that between pairs.
 
-    The total correlation is at least the sum of I(z_i; z_j) over the edges of any tree of dimensions, here the one that
-    sums to most (Chow & Liu, 1968). The mutual information is that of ``bins`` of equal counts, which is less than that
-    of the numbers. What as many independent draws would seem to have is subtracted. Unlike `kl_decomposition` it holds
-    however narrow the posteriors are; it is blind to what only three or more dimensions show together.
+    The total correlation is at least the sum of I(z_i; z_j) over the edges of any tree of dimensions, here of the
+    maximum spanning tree (Chow & Liu, 1968). Mutual information is that of ``bins`` of equal counts, which is less than
+    that of the numbers; its bias, estimated from as many independent draws, is subtracted. Unlike `kl_decomposition` it
+    holds however narrow the posteriors are. It misses dependence that only three or more dimensions have together.
     """
     independent = torch.rand(z.shape, device=z.device)  # only ranks matter
     return heaviest_tree(pairwise_information(z, bins)) - heaviest_tree(pairwise_information(independent, bins))
@@ -86,17 +86,17 @@ def heaviest_tree(weights: Tensor) -> Tensor:
 
 
 def mutual_information_gap(codes: Tensor, factors: Tensor, bins: int = 20) -> float:
-    """MIG (Chen et al., 2018, Eq. 6): how much more of each factor its best dimension tells than the second best.
+    """MIG (Chen et al., 2018, Eq. 6): the gap in information on a factor between its best two dimensions, averaged.
 
-    Codes ``(N, latent)`` are put into ``bins`` of equal width (as Locatello et al., 2019, do); factors ``(N, F)`` are
-    int64, those of one value are left out. In [0, 1].
+    Codes ``(N, latent)`` are put into ``bins`` of equal width (as in Locatello et al., 2019); factors ``(N, F)`` are
+    int64, and those of one value are left out. In [0, 1].
     """
     low, high = codes.amin(0), codes.amax(0)
     width = (high - low).clamp(min=torch.finfo(codes.dtype).tiny)
     binned = ((codes - low) / width * bins).long().clamp(0, bins - 1)
     gaps = []
     for factor in factors.T:
-        if (factor == factor[0]).all():  # there is nothing to tell
+        if (factor == factor[0]).all():  # it has no entropy
             continue
         values = int(factor.max()) + 1
         of_factor = _entropy(torch.bincount(factor).double())
@@ -104,7 +104,7 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, bins: int = 20) -> fl
         for code in binned.T:
             joint = torch.bincount(code * values + factor, minlength=bins * values).view(bins, values).double()
             information.append(_entropy(joint.sum(0)) + _entropy(joint.sum(1)) - _entropy(joint.flatten()))
-        best = torch.tensor([*information, 0.0]).topk(2).values  # with one dimension, the second tells nothing
+        best = torch.tensor([*information, 0.0]).topk(2).values  # with one dimension, the second has no information
         gaps.append(float(best[0] - best[1]) / of_factor)
     return sum(gaps) / len(gaps) if gaps else math.nan
 
@@ -117,19 +117,19 @@ def _entropy(counts: Tensor) -> float:
 def factor_vae_score(
     codes: Tensor, factors: Tensor, votes: int = 800, images: int = 100, active: Tensor | None = None, seed: int = 0
 ) -> float:
-    """The metric of Kim & Mnih (2018, Section 4): does the dimension that varies least tell which factor is fixed?
+    """The metric of Kim & Mnih (2018, Section 4): whether the least varying dimension predicts which factor is fixed.
 
-    A vote fixes one value of one factor, takes ``images`` codes of it and names the dimension whose variance, relative
-    to that over all codes, is the smallest. The score is how often a majority vote of ``votes`` such pairs is right
-    about as many new ones, in [0, 1].
+    A vote fixes one value of one factor, draws ``images`` codes of it, and chooses the dimension of the least variance
+    relative to that over all codes. The score is the accuracy of a majority-vote classifier of ``votes`` such pairs on
+    as many new ones, in [0, 1].
 
     Args:
         codes: ``(N, latent)``; the images of one factor value must be among the N.
         factors: int64 ``(N, F)``.
-        active: Which dimensions may be named, bool ``(latent,)``; default: those that vary at all. Without any, 0.
+        active: Dimensions that may be chosen, bool ``(latent,)``; None: those that vary. Without any, the score is 0.
     """
     variance = codes.double().var(0)
-    # a code that is the same number everywhere varies by rounding
+    # a constant code varies by rounding
     varying = variance > 1e-10 * codes.double().square().mean(0).clamp(min=1e-30)
     usable = (varying if active is None else active & varying).nonzero().squeeze(1)
     if not len(usable):
@@ -139,7 +139,7 @@ def factor_vae_score(
     dims, count = len(usable), factors.shape[1]
 
     def table() -> Tensor:
-        """How often each dimension was named for each factor, ``(dims, F)``."""
+        """How often each dimension was chosen for each factor, ``(dims, F)``."""
         named = torch.zeros(dims, count)
         for _ in range(votes):
             factor = int(torch.randint(count, (), generator=generator))

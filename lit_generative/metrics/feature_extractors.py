@@ -1,7 +1,7 @@
-"""Feature extractors, over which the Fréchet distance and its kin are measured: uint8 images to feature vectors.
+"""Feature extractors of the Fréchet distance and other metrics: modules from uint8 images to feature vectors.
 
-An extractor is any module from uint8 ``(B, C, H, W)`` to float32 ``(B, features)``. It may state a ``name`` (default:
-its class's), which the metrics carry, and ``preparation``, what it does to images first.
+An extractor maps uint8 ``(B, C, H, W)`` to float32 ``(B, features)``. It may have a ``name`` (default: that of its
+class), which is part of the metrics' names, and ``preparation``, which says how it prepares images.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 class LeNet(nn.Module):
-    """A small classifier of 28x28 grey images (after LeCun et al., 1998); its last hidden layer gives 128 features.
+    """A small classifier of 28x28 grey images (after LeCun et al., 1998), whose last hidden layer gives 128 features.
 
     Those that come with the package (``benchmarks/extractors/train_lenet.py``) are right on 99.60 % of MNIST's and
     92.51 % of Fashion-MNIST's test images.
 
     Args:
-        weights: A safetensors file; None: fresh ones.
+        weights: A safetensors file; None: random weights.
     """
 
     preparation = "antialiased bilinear to 28x28 where the size differs"
@@ -49,7 +49,7 @@ class LeNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(B, 128)`` of uint8 ``(B, 1, H, W)``."""
         if x.shape[1] != 1:
-            raise UserError(f"LeNet looks at grey images, not at {x.shape[1]} channels: choose extractor inception")
+            raise UserError(f"LeNet needs grey images, got {x.shape[1]} channels: choose extractor inception")
         if x.shape[-2:] != (28, 28):
             x = resize(x, [28, 28], antialias=True)
         x = x.float() / 255  # (B, 1, 28, 28)
@@ -62,10 +62,10 @@ class Inception(nn.Module):
     """torch-fidelity's Inception-v3, the network of FID (Heusel et al., 2017), with batch norm folded: 2048 features.
 
     Args:
-        weights_path: Its weights, as torch-fidelity publishes them; default: downloaded once, to torch's hub folder.
+        weights_path: Its weights as torch-fidelity publishes them; None: downloaded once to torch's hub folder.
 
     Raises:
-        ValueError: The weights cannot be had or read; the message has the remedy.
+        ValueError: The weights cannot be downloaded or read; the message has the remedy.
     """
 
     name = "inception"
@@ -77,17 +77,19 @@ class Inception(nn.Module):
 
         path = Path(weights_path) if weights_path else _download_inception()
         try:
-            # torch-fidelity unpickles whatever it is given: only a file that is safe reaches it
+            # torch-fidelity unpickles any file: give it only one that is safe
             torch.load(path, weights_only=True)
             net = FeatureExtractorInceptionV3(self.name, ["2048"], feature_extractor_weights_path=str(path))
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{path} holds no weights of torch-fidelity's Inception-v3 ({reason}): give the file "
+                f"{path} does not have the weights of torch-fidelity's Inception-v3 ({reason}): give the file "
                 f"{_inception_url().rsplit('/')[-1]} as weights_path"
             ) from error
         for module in list(net.modules()):
-            if hasattr(module, "conv") and hasattr(module, "bn"):  # BasicConv2d; 1.8 times as fast with the next line
+            if hasattr(module, "conv") and hasattr(
+                module, "bn"
+            ):  # BasicConv2d; the next line makes it 1.8 times as fast
                 module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
         self.net = net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
@@ -119,7 +121,7 @@ def _download_inception() -> Path:
 
 
 def shipped() -> list[str]:
-    """The names of the extractors that need no download."""
+    """Names of the extractors that come with the package."""
     return sorted(path.stem for path in ASSETS.glob("*.safetensors"))
 
 
@@ -127,7 +129,7 @@ def load_extractor(name: str, weights_path: str | None = None) -> nn.Module:
     """The extractor ``inception`` or one of :func:`shipped`, frozen, on the CPU.
 
     Raises:
-        ValueError: There is none of that name, or its weights cannot be had.
+        ValueError: There is none of that name, or its weights cannot be downloaded or read.
     """
     if name == "inception":
         return Inception(weights_path)
@@ -152,12 +154,12 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
 
 def fingerprint(net: nn.Module, images: Tensor) -> str:
-    """A hash of an extractor: its class, its weights, and what it makes of some images."""
+    """A hash of an extractor: its class, its weights, and its features of some images."""
     digest = hashlib.sha256(f"{type(net).__module__}.{type(net).__qualname__}".encode())
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     with exact_float32(device):
         seen = net(images.to(device))
-    # its options are not among the weights; rounded, for the last digits depend on the machine
+    # features depend on options that are not among the weights; rounded, since the last digits depend on the machine
     coarse = (exact(seen).cpu() / exact(seen).abs().max().clamp(min=1e-30).cpu()).round(decimals=3)
     for name, value in {**net.state_dict(), "seen": coarse, "scale": seen.abs().max().log2().round()}.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -11,9 +11,9 @@ from lit_generative.utils.precision import exact
 
 
 class Gaussian(NamedTuple):
-    """The first two moments of ``n`` feature vectors; ``rows`` holds some of the vectors themselves, or all."""
+    """The first two moments of ``n`` feature vectors, and in ``rows`` some of these vectors, or all."""
 
-    n: int  # 0 where it is not known
+    n: int  # 0: not known
     mean: Tensor  # (d,) float64
     covariance: Tensor  # (d, d) float64, unbiased
     rows: Tensor  # (m, d) float32, m <= n
@@ -25,14 +25,14 @@ class Gaussian(NamedTuple):
         return cls(len(x), x.mean(0), torch.cov(x.T), features)
 
     def root(self) -> Tensor | None:
-        """R ``(n, d)`` with R'R the covariance, if all ``n`` vectors are at hand and not more than dimensions."""
+        """R ``(n, d)`` with R'R the covariance, if ``rows`` has all ``n`` vectors, and no more than dimensions."""
         if not 1 < len(self.rows) == self.n <= len(self.mean):
             return None
         return (self.rows.to(torch.float64) - self.mean) / (self.n - 1) ** 0.5
 
 
 class Features(PerImage):
-    """Moments of feature vectors, float64, summed over ranks, and the vectors of the images numbered below ``keep``."""
+    """Moments of feature vectors, float64, over all ranks, and the vectors of images of index below ``keep``."""
 
     count: Tensor
     total: Tensor
@@ -52,7 +52,7 @@ class Features(PerImage):
         super().update(rows[index < self.keep].float(), index[index < self.keep])
 
     def compute(self) -> Gaussian:
-        """The moments of all images and the vectors of those that are kept, on the CPU."""
+        """Moments of all images and the vectors that are kept, on the CPU."""
         mean = self.total / self.count
         covariance = (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
         return Gaussian(int(self.count), mean.cpu(), covariance.cpu(), super().compute())
@@ -66,7 +66,7 @@ def frechet_distance(p: Gaussian, q: Gaussian) -> float:
     Cholesky's factor.
     """
     if p.mean.shape != q.mean.shape:
-        raise UserError(f"features of {len(p.mean)} and {len(q.mean)} dimensions cannot be compared")
+        raise UserError(f"features must have as many dimensions in both sets, got {len(p.mean)} and {len(q.mean)}")
     r, s = p.root(), q.root()
     if r is not None and s is not None:  # two sets of few images: the nuclear norm of the roots' product
         trace = torch.linalg.svdvals(r @ s.T).sum()

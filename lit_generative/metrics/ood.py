@@ -1,6 +1,6 @@
-"""Scores that tell images of another kind from those a model was trained on, and how well they do.
+"""Scores that tell out-of-distribution images from those of training, and measures of how well they do.
 
-Every score is higher the more an image looks out of distribution. Nothing here is ever tuned on such images.
+All scores are higher for images that look more out of distribution. Nothing here is tuned on such images.
 ``log_prob`` is a log mass, or a bound on it, in nats ``(N,)``.
 """
 
@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 
 def negative_log_likelihood(log_prob: Tensor) -> Tensor:
-    """-log p(x), nats ``(N,)``: the baseline that is known to fail (Nalisnick et al., 2019a)."""
+    """-log p(x), nats ``(N,)``: a baseline that is known to fail (Nalisnick et al., 2019a)."""
     return -log_prob
 
 
@@ -29,7 +29,7 @@ def input_complexity(log_prob: Tensor, length: Tensor) -> Tensor:
 
 
 def likelihood_ratio(log_prob: Tensor, background_log_prob: Tensor) -> Tensor:
-    """log p_background(x) - log p(x), nats ``(N,)`` (Ren et al., 2019, Eq. 4, with the sign turned)."""
+    """log p_background(x) - log p(x), nats ``(N,)`` (the negative of Ren et al., 2019, Eq. 4)."""
     return background_log_prob - log_prob
 
 
@@ -44,10 +44,10 @@ def code_length(images: Tensor) -> Tensor:
     """The shortest lossless code (PNG, WebP, JPEG 2000) of each image uint8 ``(N, C, H, W)``, nats ``(N,)``."""
     lengths = []
     for image in images.permute(0, 2, 3, 1).squeeze(-1).cpu().numpy():
-        pil, sizes = Image.fromarray(image), []
+        encoded, sizes = Image.fromarray(image), []
         for code, options in CODES.items():
             file = io.BytesIO()
-            pil.save(file, code, **options)
+            encoded.save(file, code, **options)
             sizes.append(len(file.getvalue()))
         lengths.append(min(sizes))
     return torch.tensor(lengths, dtype=torch.float64) * 8 * math.log(2)
@@ -56,7 +56,7 @@ def code_length(images: Tensor) -> Tensor:
 def scores(
     log_prob: Tensor, train_log_prob: Tensor, length: Tensor, background_log_prob: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Every score above by its name, each ``(N,)``; ``ratio`` where there is a background."""
+    """All scores above by name, each ``(N,)``; ``ratio`` only with a background model."""
     named = {
         "likelihood": negative_log_likelihood(log_prob),
         "typicality": typicality(log_prob, train_log_prob),
@@ -68,7 +68,7 @@ def scores(
 
 
 def spread(scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's scores ``(N,)`` as they are, those of several numbers ``(N, K)`` as ``name@0``, ``name@1``, ..."""
+    """Scores of a model as columns: ``(N,)`` as they are, ``(N, K)`` as ``name@0``, ``name@1``, ..."""
     columns: dict[str, Tensor] = {}
     for name, values in scores.items():
         several = {f"{name}@{k}": column for k, column in enumerate(values.T)} if values.ndim > 1 else {name: values}
@@ -77,9 +77,9 @@ def spread(scores: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gathered(sets: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """The columns of all sets of images, those of `spread` as one again: their mean z-score by the set ``train``.
+    """Join the columns that `spread` made of one score: their mean z-score, standardised by the set ``train``.
 
-    That is how Graham et al. (2023), Section 3.3, join errors at several scales. It takes the scores by set and name.
+    Graham et al. (2023), Section 3.3, join errors at several scales in this way. Scores are given by set and name.
     """
     train, joined = sets["train"], {}
     for set_name, columns in sets.items():
@@ -94,7 +94,7 @@ def gathered(sets: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]
 
 
 def simple_images(test: Tensor, seed: int) -> dict[str, Tensor]:
-    """Sets of the size of ``test``, uint8 ``(N, C, H, W)``, that need no files: noise, constants, ``test`` changed."""
+    """Synthetic sets of the size of ``test``, uint8 ``(N, C, H, W)``: noise, constants, flipped and inverted."""
     levels = torch.arange(len(test)) * 256 // len(test)
     noise = torch.randint(0, 256, test.shape, dtype=torch.uint8, generator=Generator().manual_seed(seed))
     return {
@@ -107,12 +107,12 @@ def simple_images(test: Tensor, seed: int) -> dict[str, Tensor]:
 
 
 def detection(inside: Tensor, outside: Tensor, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, ...]]:
-    """How well a score tells ``outside`` images ``(M,)`` from ``inside`` ones ``(N,)``.
+    """How well a score separates ``outside`` images ``(M,)`` from ``inside`` images ``(N,)``.
 
     ``auroc``; ``aupr``, the average precision with ``outside`` as the positive class, which depends on M / (M + N);
-    ``fpr95``, the fraction of ``outside`` accepted at the lowest threshold that accepts 95 % of ``inside``. Each as
-    (value, lower, upper) with a 95 % interval over bootstrap resamples of both sets. NaN counts against the score:
-    an inside image as infinitely far out, an outside one as infinitely far in.
+    ``fpr95``, the share of ``outside`` accepted at the lowest threshold that accepts 95 % of ``inside``. Each as
+    (value, lower, upper) with a 95 % interval over bootstrap resamples of both sets. NaN counts as the
+    wrong answer: +inf for an inside image, -inf for an outside image.
     """
     inside, outside = inside.double().nan_to_num(math.inf, math.inf, -math.inf), outside.double()
     outside = outside.nan_to_num(-math.inf, math.inf, -math.inf)
@@ -130,14 +130,14 @@ def detection(inside: Tensor, outside: Tensor, resamples: int = 1000, seed: int 
 
 
 def _resample(counts: Tensor, n: int, generator: Generator) -> Tensor:
-    """Draw as many images again with replacement, ``n`` times: counts ``(U,)`` to ``(n, U)``."""
+    """``n`` bootstrap resamples of the images: counts ``(U,)`` to ``(n, U)``."""
     total = int(counts.sum())
     drawn = torch.multinomial(counts, n * total, replacement=True, generator=generator).view(n, total)
     return torch.zeros(n, len(counts), dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
 
 
 def _measures(inside: Tensor, outside: Tensor) -> Tensor:
-    """AUROC, average precision, FPR at 95 % TPR, from the numbers of images at each score, ascending, ``(..., U)``."""
+    """AUROC, average precision and FPR at 95 % TPR from counts of images by ascending score ``(..., U)``."""
     inside_below, outside_below = inside.cumsum(-1), outside.cumsum(-1)  # at or below each score
     n_inside, n_outside = inside_below[..., -1:], outside_below[..., -1:]
     auroc = (outside * (inside_below - inside / 2)).sum(-1) / (n_inside * n_outside)[..., 0]

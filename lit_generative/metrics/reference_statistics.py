@@ -1,4 +1,4 @@
-"""Reference statistics on disk: computed once, found again by everything that they depend on."""
+"""A cache of reference statistics on disk, whose key is everything that they depend on."""
 
 import hashlib
 import json
@@ -19,12 +19,12 @@ from lit_generative.utils.files import atomic_write
 
 
 def cache_folder() -> Path:
-    """Where statistics are kept unless another folder is given: ``$XDG_CACHE_HOME/lit-generative``."""
+    """The default folder of the cache: ``$XDG_CACHE_HOME/lit-generative``, or ``~/.cache/lit-generative``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-generative"
 
 
 def content_hash(images: Tensor) -> str:
-    """A hash of images' shape and levels."""
+    """A hash of the type, shape and levels of images."""
     digest = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
     for chunk in images.split(10_000):
         digest.update(chunk.contiguous().numpy().tobytes())
@@ -32,7 +32,7 @@ def content_hash(images: Tensor) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of what features are computed with; ``format`` is to be raised when our own part of it changes."""
+    """Versions of the libraries that compute features, and of our own code as ``format``."""
     return {"format": "1"} | {name: version(name) for name in ("torch", "torchvision", "torch-fidelity")}
 
 
@@ -43,7 +43,7 @@ def path_of(key: Mapping[str, Any], folder: Path) -> Path:
 
 
 def save_statistics(path: Path, gaussian: Gaussian, key: Mapping[str, Any]) -> None:
-    """Write an .npz that appears whole or not at all; its ``mu`` and ``sigma`` are those of pytorch-fid."""
+    """Write an .npz atomically, with ``mu`` and ``sigma`` as in files of pytorch-fid."""
     with atomic_write(path, shared=True) as file:
         np.savez(
             file,
@@ -59,11 +59,11 @@ def read_statistics(path: Path, key: Mapping[str, Any]) -> Gaussian:
     """Read our statistics, which must have been saved under ``key``.
 
     Raises:
-        ValueError: The file is damaged, is no such file, or belongs to another key.
+        ValueError: The file is missing, damaged, or of another key.
     """
     gaussian, found = _read(path)
     if found != json.loads(json.dumps(key)):
-        raise UserError(f"{path} holds statistics of something else")
+        raise UserError(f"{path} has statistics of another key")
     return gaussian
 
 
@@ -72,43 +72,40 @@ def read_reference(path: Path, extractor: str, preparation: str, size: Sequence[
 
     Args:
         path: The file.
-        extractor: Name of the features that it must hold, where it says whose they are.
-        preparation: What that extractor does to images first, above all how it resizes them; empty: not known.
+        extractor: Name of the extractor that it must be of, if it says so.
+        preparation: How that extractor prepares images, above all how it resizes them; empty: not known.
         size: (C, H, W) of the images.
-        trust: Take a file that does not say how its images were prepared. Other resizes give other features: a distance
-            between the two is no distance of images (Parmar et al., 2022, arXiv:2104.11222).
+        trust: Accept a file that does not say how its images were prepared. Another resize gives other features, and
+            a distance between the two is meaningless (Parmar et al., 2022, arXiv:2104.11222).
 
     Raises:
-        ValueError: The file is damaged, is no such file, holds other features, or does not say which.
+        ValueError: The file is missing or damaged, has other features, or does not say how images were prepared.
     """
     gaussian, found = _read(path)
-    remedy = (
-        "run a test with FID on those images and reference train once, and give the file that it writes into its "
-        "cache_dir"
-    )
+    remedy = "run a test with FID and reference train on those images, and give the file that it writes to cache_dir"
     if not found:
         if preparation and not trust:
             raise UserError(
                 f"{path} does not say how its images were resized; {extractor} takes {preparation}, and pytorch-fid, "
-                f"for one, another resize, with which distances would be wrong: {remedy}, or set trust_reference if "
-                "you know that the resize was the same"
+                f"for one, uses another resize, which would make distances wrong: {remedy}, or set trust_reference if "
+                "the resize is known to be the same"
             )
         return gaussian
     if found.get("extractor") != extractor:
         name = found.get("extractor")
-        raise UserError(f"{path} holds features of {name}, not of {extractor}: choose that extractor")
+        raise UserError(f"{path} has features of {name}, not of {extractor}: choose that extractor")
     made = tuple(found.get("size", ())), *found.get("resize", ())[1:]
     if made != (tuple(size), preparation):
         raise UserError(
-            f"{path} holds features of images {made}, not {(tuple(size), preparation)}, (C, H, W) and resize: {remedy}"
+            f"{path} has features of images {made}, not {(tuple(size), preparation)}, (C, H, W) and resize: {remedy}"
         )
     return gaussian
 
 
 def _read(path: Path) -> tuple[Gaussian, dict[str, Any]]:
-    """Statistics, and the key they were saved under: empty for a file of pytorch-fid's."""
+    """Statistics and their key, which is empty in files of pytorch-fid."""
     if not path.is_file():
-        raise UserError(f"there are no statistics at {path}")
+        raise UserError(f"there is no file {path}: give an .npz with mu and sigma")
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)
@@ -117,7 +114,10 @@ def _read(path: Path) -> tuple[Gaussian, dict[str, Any]]:
         count = int(arrays.get("count", 0))
         key = json.loads(str(arrays["key"])) if "key" in arrays else {}
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged or holds no statistics mu and sigma ({error})") from error
+        raise UserError(f"{path} is damaged, or not an .npz with mu and sigma ({error})") from error
     if covariance.shape != (len(mean), len(mean)) or not (mean.isfinite().all() and covariance.isfinite().all()):
-        raise UserError(f"{path} holds no mean and covariance of features: mu {mean.shape}, sigma {covariance.shape}")
+        raise UserError(
+            f"{path}: mu and sigma must be a finite mean (d,) and covariance (d, d), got {tuple(mean.shape)} and "
+            f"{tuple(covariance.shape)}"
+        )
     return Gaussian(count, mean, covariance, rows), key

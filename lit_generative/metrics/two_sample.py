@@ -1,6 +1,6 @@
 """Comparisons of generated with real images by their features.
 
-A metric is one class; `callbacks.evaluation.feature_metrics` gives it the features, logs and reports what it finds.
+A metric is one class; `callbacks.evaluation._feature_metrics` gives it the features, logs and reports what it finds.
 """
 
 from abc import ABC, abstractmethod

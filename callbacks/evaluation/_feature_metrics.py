@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from callbacks.base import EvaluationCallback
+from callbacks.base import EvaluationCallback, datamodule_of
 from callbacks.evaluation._reference import FeatureCollector, extractor_of, reference_statistics
-from lit_generative.errors import UserError
+from lit_generative.errors import UserError, require_at_least
 from lit_generative.metrics.frechet import Gaussian
 from lit_generative.metrics.reference_statistics import cache_folder, read_reference
 from lit_generative.metrics.two_sample import (
@@ -22,38 +22,38 @@ from lit_generative.metrics.two_sample import (
     PrecisionRecall,
     TwoSampleMetric,
 )
-from lit_generative.protocols import HasImages, require, require_data
+from lit_generative.protocols import HasImages, require_data
 
 
 class FeatureMetrics(EvaluationCallback):
-    """Compare images that a model makes with real ones; a subclass says which, in `evaluate`.
+    """Compare images that a model makes, by `evaluate` of a subclass, with real images in a space of features.
 
     Real statistics are those of the whole split, 8-bit, in the model's image size, without augmentation; they are
-    computed once and kept on disk.
+    computed once and cached on disk.
 
     Args:
         extractor: ``inception`` (plain FID: torch-fidelity's network), one that comes with the package
-            (``lenet_mnist``, ``lenet_fashion_mnist``), ``auto`` (the data set's own of these, else ``inception``), or
+            (``lenet_mnist``, ``lenet_fashion_mnist``), ``auto`` (that of the data set, else ``inception``), or
             a module from uint8 images ``(B, C, H, W)`` to features ``(B, d)``.
-        weights_path: Weights of ``inception``; default: downloaded.
-        every_n_epochs: In validation; 0: in test only.
+        weights_path: Weights of ``inception``; None: downloaded.
+        every_n_epochs: Epochs from one evaluation to the next; 0: in test only.
         reference: Split of the real images, or the path of an .npz with ``mu`` and ``sigma`` as pytorch-fid writes.
         neighbours: Vectors of either side, at most, for metrics beyond the Fréchet distance; 0: none of these.
         batch_size: Images looked at together; a model's noise depends on it.
-        cache_dir: Where statistics are kept; default ``~/.cache/lit-generative``.
-        strict: Without it, a model that cannot do this and an extractor that cannot be had are left out with one line.
+        cache_dir: Folder of cached statistics; None: ``~/.cache/lit-generative``.
+        strict: Whether a model that cannot do this, data without images and a missing extractor are errors; else a
+            message says so, and nothing is computed.
         seed: Seed of the noise.
-        trust_reference: Take an .npz that does not say how its images were resized.
+        trust_reference: Accept an .npz that does not say how its images were resized.
         metrics: Further metrics of the same features.
 
     Raises:
-        TypeError: The model cannot make such images, or the data cannot give theirs.
-        ValueError: An option does not fit, the extractor's weights cannot be had, or a reference has other features.
+        TypeError: The model cannot make such images, or the data do not offer theirs.
+        ValueError: An argument is out of range, the extractor's weights are missing, or a reference has other features.
     """
 
-    protocol: ClassVar[Any]  # the class of what a model must be able to do
-    subject: ClassVar[str] = ""  # of the images, a part of the metrics' names
-    noun: ClassVar[str]  # the images in words
+    subject: ClassVar[str] = ""  # what kind of images, in the metrics' names
+    noun: ClassVar[str]  # the same in words
 
     def __init__(
         self,
@@ -69,21 +69,19 @@ class FeatureMetrics(EvaluationCallback):
         trust_reference: bool = False,
         metrics: Sequence[TwoSampleMetric] = (),
     ) -> None:
-        if batch_size < 1 or min(every_n_epochs, neighbours) < 0:
-            raise UserError(
-                f"{type(self).__name__}: batch_size must be >= 1, every_n_epochs and neighbours >= 0; got "
-                f"{batch_size}, {every_n_epochs}, {neighbours}"
-            )
-        self.extractor, self.weights_path, self.every_n_epochs = extractor, weights_path, every_n_epochs
-        self.reference, self.neighbours, self.batch_size = reference, neighbours, batch_size
-        self.strict, self.seed, self.trust_reference = strict, seed, trust_reference
+        super().__init__(every_n_epochs, seed)
+        require_at_least(self, 1, batch_size=batch_size)
+        require_at_least(self, 0, neighbours=neighbours)
+        self.extractor, self.weights_path, self.reference = extractor, weights_path, reference
+        self.neighbours, self.batch_size = neighbours, batch_size
+        self.strict, self.trust_reference = strict, trust_reference
         self.cache = Path(cache_dir).expanduser() if cache_dir else cache_folder()
         self.metrics = (FrechetDistance(), KernelDistance(), PrecisionRecall(), DensityCoverage(), *metrics)
         self._reset()
 
     def _reset(self) -> None:
         self._real: Gaussian | None = None  # on rank 0
-        self._fake: FeatureCollector | None = None  # while images wait for the end of the epoch
+        self._fake: FeatureCollector | None = None  # from the first image of an evaluation to its end
         self._broken = 0  # images with NaN or infinite values
         self._protocol, self.logged = "", ()
         self.reported: dict[str, str] = {}
@@ -95,10 +93,10 @@ class FeatureMetrics(EvaluationCallback):
         self._reset()
         if stage == "predict":
             return
-        data: Any = getattr(trainer, "datamodule", None)
+        data = datamodule_of(trainer)
         known = self.reference in ("train", "test")
         try:
-            require(pl_module, self.protocol, self)
+            super().setup(trainer, pl_module, stage)
             if known:
                 remedy = "give statistics of the real images as reference, an .npz with mu and sigma"
                 require_data(data, HasImages, self, remedy)
@@ -112,8 +110,8 @@ class FeatureMetrics(EvaluationCallback):
         self.metric = f"{self.subject}{self.name}"
         same = [c for c in trainer.callbacks if type(c) is type(self) and c.net is not None]  # type: ignore[attr-defined]
         if any(c.name == self.name for c in same):
-            raise UserError(f"two {type(self).__name__} callbacks have the extractor {self.name}: leave one out")
-        self._first = not same and not self.subject  # the one whose precision, recall, ... are logged
+            raise UserError(f"two {type(self).__name__} callbacks have the extractor {self.name}: remove one of them")
+        self._first = not same and not self.subject  # whose precision, recall, ... are logged
         reported = {name: form for metric in self.metrics for name, form in metric.reported.items() if self._logs(name)}
         self.reported = {name.format(self.metric): form for name, form in reported.items()}
         in_validation = [name for metric in self.metrics if metric.in_validation for name in metric.reported]
@@ -127,20 +125,20 @@ class FeatureMetrics(EvaluationCallback):
             if len(self._real.mean) != self.dims:
                 raise UserError(
                     f"{self.reference} has {len(self._real.mean)} features, but {self.name} gives {self.dims}: "
-                    "choose the extractor that the statistics were made with"
+                    "choose the extractor that the statistics were computed with"
                 )
         if stage == "fit":
             for name in self.logged:
-                self.require_choosable(trainer, f"val/{name}", of_test_images=self.reference == "test")
+                self.require_monitorable(trainer, f"val/{name}", of_test_images=self.reference == "test")
 
     def _logs(self, name: str) -> bool:
-        """Whether this callback logs a number of that name: of several extractors one has those without ``{}``."""
+        """Whether this callback logs a number of that name: those without ``{}`` are logged by the first FID only."""
         return "{}" in name or self._first
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.net is not None:
             self.net.cpu()
-        self.net = None  # the next stage's `setup` must not take it for another callback's
+        self.net = None  # `setup` of the next stage compares extractors in use
 
     # -- features ----------------------------------------------------------------------------------
 
@@ -161,34 +159,26 @@ class FeatureMetrics(EvaluationCallback):
             )
 
     def collector(self, trainer: Trainer, pl_module: LightningModule) -> FeatureCollector:
-        """What takes the images of one evaluation."""
+        """A collector of the features of one evaluation."""
         assert self.net is not None
         keep = max(self.neighbours, self.dims) if trainer.testing else self.dims
         return FeatureCollector(self.net, self.dims, keep, pl_module.device)
 
     # -- numbers -----------------------------------------------------------------------------------
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log("val", trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log("test", trainer, pl_module)
-
-    def _log(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._fake is None:
             return
         fake, self._fake = self._fake.compute(), None
         broken = int(trainer.strategy.reduce(torch.tensor(self._broken, device=pl_module.device), reduce_op="sum"))
         metrics = {f"fid_{self.metric}": math.inf}
         if broken:
-            rank_zero_warn(f"{broken} {self.noun} hold NaN or infinite values: fid_{self.metric} counts as infinite")
+            rank_zero_warn(f"{broken} {self.noun} have NaN or infinite values: fid_{self.metric} is logged as infinite")
         elif trainer.is_global_zero:
             metrics = self._measure(fake, everything=stage == "test")
         if trainer.is_global_zero:
             self._describe(fake, everything=stage == "test")
-        metrics = trainer.strategy.broadcast(metrics) | self.further_numbers(stage)
-        # the same everywhere: sync_dist only spares Lightning's warning
-        pl_module.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, sync_dist=True)
+        self.log_numbers(pl_module, stage, trainer.strategy.broadcast(metrics) | self.further_numbers(stage))
 
     def further_numbers(self, stage: str) -> dict[str, float]:
         """What a subclass logs beside its metrics."""
@@ -214,7 +204,7 @@ class FeatureMetrics(EvaluationCallback):
         source = (
             f"{real.n:,} {self.reference} images, 8-bit, not augmented" if known else f"statistics {self.reference}"
         )
-        source += ", of a resize taken on trust" if self.trust_reference and not known else ""
+        source += ", of a resize that was taken on trust" if self.trust_reference and not known else ""
         parts = [f"fid_{self.metric}: {fake.n:,} {self.noun}, rounded to 8 bits, against {source}"]
         parts += [", ".join(filter(None, (f"features: {self.name}", getattr(self.net, "preparation", ""))))]
         if fake.n < self.dims:
@@ -232,7 +222,7 @@ class FeatureMetrics(EvaluationCallback):
         self._protocol = "; ".join(parts)
 
     def origin(self) -> list[str]:
-        """What the images were made from, for the protocol."""
+        """How the images were made, for the protocol."""
         return []
 
     def describe_test(self) -> str:
