@@ -110,9 +110,11 @@ class HasLabels(Protocol):
 
 @runtime_checkable
 class HasImages(Protocol):
-    """Data whose images can be had as a whole."""
+    """Data that give all images of a split at once."""
 
+    name: str
     image_shape: tuple[int, int, int]
+    resize: str  # how `convert` changes the size of images
 
     def stored(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         """Images of a whole split in their own size, uint8 ``(N, C, H, W)``, and their classes, int64 ``(N,)``."""
@@ -129,8 +131,9 @@ class HasImages(Protocol):
 
 @runtime_checkable
 class ComparesImages(HasImages, Protocol):
-    """Data whose images can be told from those of another set that are brought to the same form."""
+    """Data that can be compared with another set, whose images are brought to the same form."""
 
+    num_levels: int  # of a pixel: 256, or 2 where images are binarised
     stored_depends_on: tuple[str, ...]  # names of the arguments that change which images are stored
     among_others: bool  # whether its folder may hold other sets, too
 

@@ -2,6 +2,8 @@
 
 import csv
 import math
+from contextlib import nullcontext
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from callbacks import FID
 from datamodules import FashionMNIST
 from lit_generative.images import from_uint8
 from lit_generative.metrics.frechet import Gaussian, frechet_distance
+from lit_generative.metrics.two_sample import TwoSampleMetric
 
 
 class Copier(Sampler):
@@ -255,6 +258,30 @@ def test_samples_that_are_not_finite_count_as_infinitely_far(data, fid, tmp_path
 
     with pytest.warns(UserWarning, match="2 samples have NaN"):
         assert run_test(Broken(), data, tmp_path, fid(batch_size=100))["test/fid_quarters"] == math.inf
+
+
+class Shift(TwoSampleMetric):
+    reported: ClassVar = {"shift_{}": ".3f"}
+    in_validation = True
+
+    def measure(self, fake, real, x, y):
+        return {"shift_{}": float((fake.mean - real.mean).norm())}
+
+    def describe(self, m, n):
+        return ""
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_further_metric_can_choose_checkpoints_even_of_broken_samples(broken, data, fid, tmp_path):
+    class Model(Sampler):
+        def sample(self, n, c=None):
+            return super().sample(n) / (0.0 if broken else 1.0)
+
+    best = ModelCheckpoint(tmp_path / "best", monitor="val/shift_quarters")
+    run = trainer(tmp_path, callbacks=[fid(metrics=[Shift()]), best], max_epochs=1, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match="200 samples have") if broken else nullcontext():
+        run.fit(Model(), datamodule=data)
+    assert run.callback_metrics["val/shift_quarters"].isnan() == broken and best.best_model_path
 
 
 def test_the_protocol_is_printed_with_the_number(data, fid, tmp_path):

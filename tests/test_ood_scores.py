@@ -256,4 +256,4 @@ def test_a_model_without_a_likelihood_gives_its_own_scores(data, tmp_path, capsy
     found = run_test(Critic(), data, tmp_path, scores())
     assert found["ood/inverted/auroc_critic"] == 1 and not [name for name in found if "likelihood" in name]
     assert "ood/auroc_complexity" not in found
-    assert "the model's own: no likelihoods" in capsys.readouterr().out
+    assert "the model's own, not likelihoods" in capsys.readouterr().out

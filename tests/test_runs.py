@@ -222,28 +222,25 @@ def test_the_curves_are_whole_whenever_a_column_is_added(tmp_path, monkeypatch):
     assert [row["step"] for row in found] == ["1", "2", "3"] and found[1]["b"] == "2.0"
 
 
-@pytest.mark.parametrize("fails", [1, 2])
-def test_a_disk_that_fills_leaves_whole_rows(fails, tmp_path, monkeypatch):
-    """Also half-way through a row, be it while a column is added or behind that."""
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_disk_that_fills_leaves_whole_rows(name, tmp_path, monkeypatch):
+    """Also half-way through a row, whether it is appended or adds a column."""
     logger, path = RunLogger(tmp_path, "run", 0), tmp_path / "run" / "version_0" / "metrics.csv"
     for step in range(4):
         logger.log_metrics({"a": float(step)}, step=step)
-    write, left = csv.DictWriter.writerows, iter(range(fails - 1))
 
     def fills(self, rows):
-        if next(left, None) is not None:
-            return write(self, rows)
         self.writer.writerow(["half"])
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(csv.DictWriter, "writerows", fills)
         with pytest.warns(UserWarning, match="could not be written"):
-            logger.log_metrics({"b": 2.0}, step=4)
+            logger.log_metrics({name: 2.0}, step=4)
     assert [row["step"] for row in curves(path.parent)] == ["0", "1", "2", "3"]
-    logger.log_metrics({"b": 3.0}, step=5)
+    logger.log_metrics({name: 3.0}, step=5)
     assert [row["step"] for row in curves(path.parent)] == ["0", "1", "2", "3", "4", "5"]
-    assert curves(path.parent)[-2]["b"] == "2.0"
+    assert curves(path.parent)[-2][name] == "2.0"
 
 
 def test_resuming_says_what_it_cannot(tmp_path, monkeypatch):

@@ -221,9 +221,9 @@ def test_curves_go_on_behind_a_resumed_run_and_have_no_stale_points(data, tmp_pa
     [
         (
             torch.nn.Conv2d(3, 5, 1),
-            r"gives \(1, 5, 16, 16\) for an image \(3, 16, 16\), not logits of 19 classes",
+            r"must give logits \(1, 19, 16, 16\) for an image, got \(1, 5, 16, 16\)",
         ),
-        (torch.nn.Conv2d(3, 19, 4, 4), r"gives \(1, 19, 4, 4\)"),
+        (torch.nn.Conv2d(3, 19, 4, 4), r"got \(1, 19, 4, 4\)"),
     ],
 )
 def test_a_network_of_other_labels_is_refused_before_the_start(layers, message, data, tmp_path):

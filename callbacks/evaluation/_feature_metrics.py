@@ -39,7 +39,7 @@ class FeatureMetrics(EvaluationCallback):
         every_n_epochs: Epochs from one evaluation to the next; 0: in test only.
         reference: Split of the real images, or the path of an .npz with ``mu`` and ``sigma`` as pytorch-fid writes.
         neighbours: Vectors of either side, at most, for metrics beyond the Fréchet distance; 0: none of these.
-        batch_size: Images looked at together; a model's noise depends on it.
+        batch_size: Images in a batch; the noise of samples depends on it.
         cache_dir: Folder of cached statistics; None: ``~/.cache/lit-generative``.
         strict: Whether a model that cannot do this, data without images and a missing extractor are errors; else a
             message says so, and nothing is computed.
@@ -117,7 +117,7 @@ class FeatureMetrics(EvaluationCallback):
         in_validation = [name for metric in self.metrics if metric.in_validation for name in metric.reported]
         self.logged = tuple(name.format(self.metric) for name in in_validation if self._logs(name))
         self.net = net
-        shape: Any = getattr(data, "image_shape", None) or pl_module.image_shape
+        shape: Any = data.image_shape if isinstance(data, HasImages) else pl_module.image_shape
         self.dims = net.cpu()(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1]
         if not known:
             preparation, path = getattr(net, "preparation", ""), Path(self.reference).expanduser()
@@ -171,9 +171,9 @@ class FeatureMetrics(EvaluationCallback):
             return
         fake, self._fake = self._fake.compute(), None
         broken = int(trainer.strategy.reduce(torch.tensor(self._broken, device=pl_module.device), reduce_op="sum"))
-        metrics = {f"fid_{self.metric}": math.inf}
+        metrics = dict.fromkeys(self.logged, math.nan) | {f"fid_{self.metric}": math.inf}  # also if monitored
         if broken:
-            rank_zero_warn(f"{broken} {self.noun} have NaN or infinite values: fid_{self.metric} is logged as infinite")
+            rank_zero_warn(f"{broken} {self.noun} have NaN or infinite values: fid_{self.metric} counts as infinite")
         elif trainer.is_global_zero:
             metrics = self._measure(fake, everything=stage == "test")
         if trainer.is_global_zero:
@@ -181,7 +181,7 @@ class FeatureMetrics(EvaluationCallback):
         self.log_numbers(pl_module, stage, trainer.strategy.broadcast(metrics) | self.further_numbers(stage))
 
     def further_numbers(self, stage: str) -> dict[str, float]:
-        """What a subclass logs beside its metrics."""
+        """Numbers of a subclass beside its metrics."""
         return {}
 
     def _computed(self, m: int, n: int, everything: bool) -> list[TwoSampleMetric]:

@@ -19,6 +19,7 @@ from lit_generative.metrics.reference_statistics import (
     read_statistics,
     save_statistics,
 )
+from lit_generative.protocols import HasImages
 from lit_generative.utils.rng import forked_rng
 
 
@@ -52,14 +53,14 @@ def reference_statistics(
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     images = data.convert(data.stored(split)[0])
     key = {
-        "data": getattr(data, "name", type(data).__name__),
+        "data": data.name,
         "content": content_hash(images),
         "split": split,
         "count": len(images),
         "size": list(images.shape[1:]),
         "extractor": name,
         "weights": fingerprint(net, images[:2]),
-        "resize": [getattr(data, "resize", ""), getattr(net, "preparation", "")],
+        "resize": [data.resize, getattr(net, "preparation", "")],
         "kept": keep,
         "versions": library_versions(),
     }
@@ -97,7 +98,8 @@ def extractor_of(trainer: Trainer, data: Any, extractor: nn.Module | str, weight
         return extractor.eval().requires_grad_(False)
     name, net = extractor, None
     if name == "auto":
-        own = "lenet_" + re.sub("(?<=[a-z])(?=[A-Z])", "_", getattr(data, "name", "")).lower()
+        known = data.name if isinstance(data, HasImages) else ""
+        own = "lenet_" + re.sub("(?<=[a-z])(?=[A-Z])", "_", known).lower()
         name = own if own in shipped() else "inception"
     with forked_rng(0):  # random weights are drawn before those of the file are read
         try:

@@ -1,6 +1,6 @@
-"""Comparisons of generated with real images by their features.
+"""Metrics of generated against real images in a space of features, each of them one class.
 
-A metric is one class; `callbacks.evaluation._feature_metrics` gives it the features, logs and reports what it finds.
+`callbacks.evaluation._feature_metrics` computes the features, and logs and reports the numbers.
 """
 
 from abc import ABC, abstractmethod
@@ -13,23 +13,23 @@ from lit_generative.metrics.frechet import Gaussian, frechet_distance
 
 
 class TwoSampleMetric(ABC):
-    """Numbers of generated against real images.
+    """A metric of one or more numbers.
 
-    A metric states ``reported``: the names of its numbers, with ``{}`` where the features' name goes, and the format of
-    each in a row of results. Names without ``{}`` are logged for one extractor only.
+    ``reported`` has the names of its numbers, with ``{}`` in place of the extractor's name, and the format of each in
+    the row of results. Names without ``{}`` are logged for the first extractor only.
     """
 
     reported: ClassVar[dict[str, str]]
     in_validation: ClassVar[bool] = False  # else in test only
-    vectors: ClassVar[int] = 0  # feature vectors of either side that it needs; 0: it looks at moments only
+    vectors: ClassVar[int] = 0  # feature vectors that it needs of either side; 0: it needs moments only
 
     @abstractmethod
     def measure(self, fake: Gaussian, real: Gaussian, x: Tensor, y: Tensor) -> dict[str, float]:
-        """Its numbers by name, from moments of all images and feature vectors ``(M, d)`` and ``(N, d)`` of some."""
+        """The numbers by name, from moments of all images and feature vectors of some, ``(M, d)`` and ``(N, d)``."""
 
     @abstractmethod
     def describe(self, m: int, n: int) -> str:
-        """How it is computed from ``m`` and ``n`` feature vectors, in a few words for the protocol."""
+        """How the numbers are computed from ``m`` and ``n`` feature vectors, for the protocol; may be empty."""
 
 
 class FrechetDistance(TwoSampleMetric):
@@ -50,7 +50,7 @@ class KernelDistance(TwoSampleMetric):
 
     Args:
         subsets: Number of random subsets.
-        size: Images in each; fewer where there are not so many.
+        size: Images in each, at most.
         seed: Seed of the subsets.
     """
 
@@ -72,7 +72,7 @@ class PrecisionRecall(TwoSampleMetric):
     """Improved precision and recall (Kynkaanniemi et al., 2019).
 
     Args:
-        k: Nearest neighbours that make a manifold.
+        k: Nearest neighbours that define the manifold of a set.
     """
 
     reported: ClassVar = {"precision": ".3f", "recall": ".3f"}
@@ -92,7 +92,7 @@ class DensityCoverage(TwoSampleMetric):
     """Density and coverage (Naeem et al., 2020).
 
     Args:
-        k: Nearest neighbours that make a ball.
+        k: Nearest neighbours that define the ball of a real image.
     """
 
     reported: ClassVar = {"density": ".3f", "coverage": ".3f"}
@@ -109,7 +109,7 @@ class DensityCoverage(TwoSampleMetric):
 
 
 # Distances and kernels come from dot products, which lose small differences between large features in float32: float64
-# has room for the squares of whatever float32 can tell apart.
+# represents the squares of all float32 values.
 
 
 def kernel_distance(p: Tensor, q: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
@@ -124,7 +124,7 @@ def kernel_distance(p: Tensor, q: Tensor, subsets: int = 100, size: int = 1000, 
 
 
 def precision_recall(fake: Tensor, real: Tensor, k: int = 3) -> tuple[float, float]:
-    """Shares of samples within the real manifold and of real images within the samples' (Kynkaanniemi et al., 2019)."""
+    """Fractions of samples in the real manifold and of images in that of samples (Kynkaanniemi et al., 2019)."""
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     fake, real = fake.double(), real.double()

@@ -1,4 +1,4 @@
-"""The curves of a run as CSV, continued where the run goes on."""
+"""The curves of a run as CSV, continued when the run is resumed."""
 
 import csv
 import os
@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import Tensor
 
 from lit_generative.errors import UserError
-from lit_generative.utils.files import atomic_write
+from lit_generative.utils.files import atomic_write, set_aside
 
 
 class RunLogger(CSVLogger):
@@ -20,8 +21,8 @@ class RunLogger(CSVLogger):
 
     Args:
         save_dir, name, version: ``<save_dir>/<name>/version_<version>``; None: the next version.
-        steps: Steps of the checkpoint that the run goes on from; later rows are those of steps that are lost.
-        curves: Whether there are rows; else it gives the run its folder, and nothing more.
+        steps: Steps of the checkpoint that the run is resumed from; later rows are those of steps that are lost.
+        curves: Whether to write rows; else it gives the run its folder, and nothing more.
 
     Raises:
         ValueError: ``name`` leads out of ``save_dir``.
@@ -32,91 +33,112 @@ class RunLogger(CSVLogger):
     ) -> None:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"--name {name} leads out of {save_dir}: use --trainer.default_root_dir for another place")
-        super().__init__(save_dir, name, version, flush_logs_every_n_steps=1)  # a run that is killed has its rows
+        super().__init__(save_dir, name)
         self.steps, self.curves = steps, curves
+        self._number = version
+        self._rows: Rows | None = None
 
-    def _get_next_version(self) -> int:
-        """The next version; its folder is made at once, so that no run that starts at the same time has it too."""
-        runs = Path(self.root_dir)
-        numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
-        version = max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
-        while getattr(rank_zero_only, "rank", 0) == 0:  # others are told where the first writes
-            try:
-                (runs / f"version_{version}").mkdir(parents=True)
-                break
-            except FileExistsError:
-                version += 1
-        return version
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        if self.curves:
-            super().log_metrics(metrics, step)
+    @property
+    def version(self) -> int:
+        if self._number is None:
+            self._number = next_version(Path(self.root_dir))
+        return self._number
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        if self._experiment is None:
-            self._experiment = _Rows(self.log_dir, self.steps)
-        return self._experiment
+        if self._rows is None:
+            self._rows = Rows(Path(self.log_dir) / "metrics.csv", self.steps)
+        return self._rows
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        if self.curves:
+            self.experiment.add(metrics, step or 0)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any = None) -> None:
+        if not self.steps:  # else the file has those that the run began with, and a new config.yaml those of now
+            folder = Path(self.log_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_hparams_to_yaml(folder / "hparams.yaml", params)
 
     @rank_zero_only
     def save(self) -> None:
-        rows, path = self.experiment, Path(self.experiment.metrics_file_path)
-        rows.whole = [*rows.metrics_keys], path.stat().st_size if path.is_file() else 0
+        """Nothing: every row is written when it is logged, so that a run that is killed has its rows."""
+
+
+def next_version(runs: Path) -> int:
+    """The number of the next ``version_<n>``; rank 0 makes its folder at once, so that no other run takes it."""
+    numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
+    version = max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
+    while getattr(rank_zero_only, "rank", 0) == 0:
         try:
-            super().save()
-        except OSError as error:  # rows wait in memory for the next time
-            rows.metrics_keys, size = rows.whole
-            with suppress(OSError):  # gone
-                os.truncate(path, size) if size else path.unlink()
-            rank_zero_warn(f"{self.experiment.metrics_file_path} could not be written: {error}")
+            (runs / f"version_{version}").mkdir(parents=True)
+            break
+        except FileExistsError:
+            version += 1
+    return version
 
 
-class _Rows(ExperimentWriter):
-    whole: tuple[list[str], int]  # columns and size of the file when it last held whole rows
+class Rows:
+    """Metrics by step in a CSV file, which has whole rows only, whatever happens to the process or the disk.
 
-    def __init__(self, log_dir: str, steps: int) -> None:
-        self._steps = steps
-        self._there: dict[int, set[str]] = {}
-        super().__init__(log_dir)
+    Args:
+        path: The file.
+        steps: Keep the rows of earlier steps; 0: begin a new file.
+    """
 
-    def _check_log_dir_exists(self) -> None:
-        """In Lightning the place where older rows are removed."""
-        path = Path(self.metrics_file_path)
-        if not self._steps:
-            return super()._check_log_dir_exists()
-        if not path.is_file():
+    def __init__(self, path: Path, steps: int) -> None:
+        self.path = path
+        self._columns: list[str] = []
+        self._waiting: list[dict[str, Any]] = []  # rows that could not be written yet
+        self._logged: dict[int, set[str]] = {}  # names by step, of the rows that are kept
+        if not steps:
+            set_aside(path)
+        elif path.is_file():
+            rows = [row for row in self._read() if (row["step"] or "").isdigit() and int(row["step"]) < steps]
+            for row in rows:
+                self._logged.setdefault(int(row["step"]), set()).update(name for name, value in row.items() if value)
+            self._columns = list(rows[0]) if rows else []
+            self._rewrite(self._columns, rows)
+
+    def add(self, metrics: dict[str, Any], step: int) -> None:
+        """Write a row, and those before that could not be written."""
+        if self._logged.get(step, set()) >= metrics.keys():  # of a step after the last one of the checkpoint
             return
-        lines = path.read_text().splitlines(keepends=True)
-        # a kill may have torn the last line
-        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
-        rows = [row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) < self._steps]
-        self.metrics_keys = list(rows[0]) if rows else []
-        for row in rows:
-            self._there.setdefault(int(row["step"]), set()).update(key for key, value in row.items() if value)
-        self._write(rows)
+        values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        self._waiting.append(values | {"step": step})
+        columns = sorted({*self._columns, *(name for row in self._waiting for name in row)})
+        try:
+            if columns == self._columns and self.path.is_file():
+                self._append()
+            else:
+                self._rewrite(columns, [*self._read(), *self._waiting])
+        except OSError as error:
+            rank_zero_warn(f"{self.path} could not be written, the next row tries again: {error}")
+        else:
+            self._columns, self._waiting = columns, []
 
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        with open(self.metrics_file_path, newline="") as file:
-            rows = list(csv.DictReader(file))
-        self._write(rows)
-        self.whole = [*fieldnames], Path(self.metrics_file_path).stat().st_size
+    def _read(self) -> list[dict[str, str]]:
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
+        return list(csv.DictReader(line for line in lines if line.endswith("\n")))  # a kill may tear the last line
 
-    def _write(self, rows: list[dict[str, str]]) -> None:
-        with atomic_write(Path(self.metrics_file_path), "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
-            if self.metrics_keys:
-                writer.writeheader()
+    def _rewrite(self, columns: list[str], rows: list[Any]) -> None:
+        with atomic_write(self.path, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
             writer.writerows(rows)
 
-    def log_hparams(self, params: dict[str, Any]) -> None:
-        if not self._steps:  # else the file says with what the run began, and a new config.yaml with what it goes on
-            super().log_hparams(params)
-
-    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        if not self._there.get(step or 0, set()) >= metrics_dict.keys():  # else written after the checkpoint was
-            super().log_metrics(metrics_dict, step)
+    def _append(self) -> None:
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerows(self._waiting)
+        except OSError:
+            with suppress(OSError):  # the disk is gone
+                os.truncate(self.path, size)
+            raise
 
 
 def start_wandb(logger: WandbLogger) -> None:
