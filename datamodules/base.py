@@ -65,7 +65,8 @@ class ImageData(PlainArguments, LightningDataModule, ABC):
         super().__init__()
         self.save_hyperparameters()
         self.name = type(self).__name__
-        size = image_size if image_size is not None else self.shape[-1]
+        side = self.shape[-1]
+        size = side if image_size is None else image_size
         if resize not in ("pad", "resize") or binarize not in ("none", "dynamic", "static"):
             raise DataError(
                 f"{self.name}: resize must be 'pad' or 'resize', and binarize 'none', 'dynamic' or 'static'; "
@@ -78,10 +79,8 @@ class ImageData(PlainArguments, LightningDataModule, ABC):
             )
         if not 0 <= mutation <= (binarize != "static"):  # mutation precedes binarisation, which then is drawn only once
             raise DataError(f"{self.name}: mutation must be in [0, 1], or 0 if binarize='static'; got {mutation}")
-        if resize == "pad" and size < self.shape[-1]:
-            raise DataError(
-                f"{self.name}: image_size must be >= {self.shape[-1]} to pad, got {size}: use resize='resize'"
-            )
+        if resize == "pad" and size < side:
+            raise DataError(f"{self.name}: image_size must be >= {side} to pad, got {size}: use resize='resize'")
         self.batch_size, self.val_size, self.seed = batch_size, val_size, seed
         self.resize, self.binarize, self.random_flip, self.mutation = resize, binarize, random_flip, mutation
         self.image_shape = (self.shape[0], size, size)
@@ -164,8 +163,7 @@ class ImageData(PlainArguments, LightningDataModule, ABC):
         loader, least = self._loader("train"), self.batch_size * self._ranks()[1]
         if (n := loader.count) < least:
             raise DataError(
-                f"{self.name}: there must be at least batch_size * processes = {least} training images, got {n}: "
-                "lower batch_size"
+                f"{self.name}: need batch_size * processes = {least} training images, got {n}: lower batch_size"
             )
         return loader
 
@@ -182,8 +180,7 @@ class ImageData(PlainArguments, LightningDataModule, ABC):
         if 0 < loader.count < processes:
             kind, remedy = ("validation", "raise val_size") if name == "val" else ("test", "use fewer processes")
             raise DataError(
-                f"{self.name}: there must be at least one {kind} image for each of {processes} processes, "
-                f"got {loader.count}: {remedy}"
+                f"{self.name}: {processes} processes need as many {kind} images, got {loader.count}: {remedy}"
             )
         return loader if loader.count else []
 

@@ -139,9 +139,7 @@ class Cityscapes(PairedImages):
         kinds = ["color", "labelIds"] if self.labels == "color" else ["labelIds"]
         photos, labels = root / "leftImg8bit" / split, root / "gtFine" / split
         if not (photos.is_dir() and labels.is_dir()):
-            raise DataError(
-                f"{root} must have a folder {split} in both leftImg8bit and gtFine: unpack the two archives there"
-            )
+            raise DataError(f"{root} must have {split} in both leftImg8bit and gtFine: unpack the two archives there")
         listing = Listing(photos, self.skip_broken)
         files: list[Files] = []
         for path in listing.images:
@@ -172,7 +170,7 @@ class Cityscapes(PairedImages):
             for image in labels:
                 if image.size != photo.size:
                     raise UserError(
-                        f"the photo has {photo.width}x{photo.height} pixels, its labels {image.width}x{image.height}"
+                        f"the photo is {photo.width}x{photo.height}, its labels {image.width}x{image.height}"
                     )
         return np.concatenate([scaled(photo, size, labels=False), *(scaled(i, size, labels=True) for i in labels)])
 

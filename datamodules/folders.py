@@ -118,9 +118,7 @@ class Listing:
             if not root.is_dir():
                 raise DataError(f"there is no folder {root}: set data_dir to the folder of the images")
         except OSError as error:
-            raise DataError(
-                f"{root} cannot be read ({error.strerror}): check the permissions of its parent folders"
-            ) from error
+            raise DataError(f"{root} cannot be read ({error.strerror}): check its parents' permissions") from error
         self.root, self.images = root, list[Path]()
         self._unread: list[str] = []  # for each path that cannot be read, the reason and the remedy
         self._others: Counter[str] = Counter()  # files that are not images, by extension

@@ -1,5 +1,6 @@
 """A folder of images of any kind."""
 
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -59,28 +60,23 @@ class ImageFolder(ImageData):
         cache_dir: str | None = None,
         seed: int = 0,
     ) -> None:
-        if channels not in (1, 3) or image_size < 1 or (test_size or 0) < 0:
-            raise DataError(
-                "ImageFolder: channels must be 1 or 3, image_size >= 1, test_size >= 0; got "
-                f"{channels}, {image_size}, {test_size}"
-            )
+        if channels not in (1, 3) or (test_size or 0) < 0:
+            raise DataError(f"ImageFolder: channels must be 1 or 3, test_size >= 0; got {channels}, {test_size}")
         self.shape = (channels, image_size, image_size)
         super().__init__(data_dir, batch_size, val_size, resize="resize", random_flip=random_flip, seed=seed)
         self.test_size, self.skip_broken = test_size, skip_broken
         self.cache = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "images"
         self.classes: list[str] = []  # by label; empty in a flat folder
-        self._opened: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
 
     # ---- files
 
     def prepare_data(self) -> None:
         """Decode the images into the cache file, unless it is up to date (Lightning: in one process per node)."""
-        self._open()
+        _ = self._opened  # does it on first access
 
-    def _open(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """All images, memory-mapped, their labels, and the indices of each split; found only once."""
-        if self._opened is not None:
-            return self._opened
+    @cached_property
+    def _opened(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """All images, memory-mapped, their labels, and the indices of each split."""
         found, splits = self._find()
         files = [(path,) for path, _ in found]
         size, channels = self.image_shape[-1], self.image_shape[0]
@@ -88,9 +84,8 @@ class ImageFolder(ImageData):
         images, readable = cached(
             files, self.image_shape, lambda own: decode(own[0], size, channels), recipe, self.cache, self.skip_broken
         )
-        indices = {split: rows[readable[rows]] for split, rows in splits.items()}
-        self._opened = images, torch.tensor([label for _, label in found]), indices
-        return self._opened
+        labels = torch.tensor([label for _, label in found])
+        return images, labels, {split: rows[readable[rows]] for split, rows in splits.items()}
 
     def _find(self) -> tuple[list[tuple[Path, int]], dict[str, Tensor]]:
         """All images with their labels, and the indices of each split."""
@@ -111,9 +106,7 @@ class ImageFolder(ImageData):
             images, classes = self._labelled(tops[folder.name] if splits else listing.images, folder, listing)
             if found and classes != self.classes:
                 differing = listed(sorted(set(classes) ^ set(self.classes)))
-                raise DataError(
-                    f"{parts['train']} and {folder} must have the same classes, but only one has {differing}"
-                )
+                raise DataError(f"{parts['train']} and {folder} must have the same classes: only one has {differing}")
             # in random order, so that each batch mixes the classes
             self.classes, rows[split] = classes, len(found) + self._permutation(len(images))
             counts.append(f"{len(images):,} images" + (f" in {folder.name} for {USES[split]}" if splits else ""))
@@ -163,7 +156,7 @@ class ImageFolder(ImageData):
         """Map the images into memory; a split is a set of indices into all of them."""
         if self._sets:
             return
-        images, labels, self._rows = self._open()
+        images, labels, self._rows = self._opened
         if "val" not in self._rows:
             rows = self._rows["train"]
             train, val = self._split(len(rows))
@@ -172,11 +165,11 @@ class ImageFolder(ImageData):
 
     def stored(self, split: Split) -> tuple[Tensor, Tensor]:
         """A split, copied into memory."""
-        images, labels, indices = self._open()
+        images, labels, indices = self._opened
         return images[indices[split]], labels[indices[split]]
 
     def labels_of(self, split: Split) -> Tensor:
-        _, labels, indices = self._open()
+        _, labels, indices = self._opened
         return labels[indices[split]]
 
     def describe_test(self) -> str:

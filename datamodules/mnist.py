@@ -74,9 +74,7 @@ class MNIST(DownloadedImages):
         if actual is not None and actual != (self.name, split):
             raise DataError(f"{labels_path} holds the {actual[1]} labels of {actual[0]}: replace it with {self.name}'s")
         if (labels >= self.num_classes).any():
-            raise DataError(
-                f"{labels_path}: labels must be 0..{self.num_classes - 1}, got {labels.max()}: get it again"
-            )
+            raise DataError(f"{labels_path}: labels must be < {self.num_classes}, got {labels.max()}: get it again")
         images = read_idx(images_path, 3)
         if images.shape[1:] != self.shape[1:]:
             size = "x".join(map(str, images.shape[1:]))

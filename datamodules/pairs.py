@@ -1,6 +1,7 @@
 """Pairs of images of the same scene, for image-to-image translation."""
 
 from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -69,7 +70,6 @@ class PairedImages(ImageData):
         self.image_size, self.load_size = image_size, load_size
         self.direction, self.skip_broken = direction, skip_broken
         self.cache = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "pairs"
-        self._found: dict[str, list[Files]] | None = None
 
     @property
     def source_channels(self) -> int:
@@ -96,19 +96,18 @@ class PairedImages(ImageData):
         for split in ("train", "val", "test"):
             self._open(split)
 
-    def _folders(self) -> dict[str, list[Files]]:
-        if self._found is None:
-            try:
-                self._found = self.find_pairs()
-            except OSError as error:
-                raise DataError(f"{self.data_dir} cannot be read ({error.strerror}): check its permissions") from error
-        return self._found
+    @cached_property
+    def _found(self) -> dict[str, list[Files]]:
+        try:
+            return self.find_pairs()
+        except OSError as error:
+            raise DataError(f"{self.data_dir} cannot be read ({error.strerror}): check its permissions") from error
 
     def _open(self, split: str) -> tuple[Tensor, Tensor]:
         """Pairs, uint8 ``(N, channels, size, size)``, memory-mapped, and the indices of those in the split."""
         size = self.load_size if split == "train" else self.image_size
         shape = (self.channels_a + self.channels_b + self.channels_beside, size, size)
-        recipe, found = f"{type(self).__name__}, {self.describe_pair()}, {split}", self._folders()
+        recipe, found = f"{type(self).__name__}, {self.describe_pair()}, {split}", self._found
         files, rows = found.get(split, []), None
         if split != "test" and "val" not in found:
             train, val = self._split(len(found["train"]))

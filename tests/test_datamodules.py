@@ -100,7 +100,7 @@ def test_the_trainer_says_which_rank(tmp_path):
     assert (data.train_dataloader().rank, len(data.train_dataloader())) == (1, 2)
     assert sum(len(c) for _, c in data.test_dataloader()) == 10
     data.trainer.world_size = 6
-    with pytest.raises(DataError, match=r"at least batch_size \* processes = "):
+    with pytest.raises(DataError, match=r"need batch_size \* processes = "):
         data.train_dataloader()
 
 
@@ -153,7 +153,7 @@ def test_under_lightning(tmp_path):
         ({"batch_size": 0}, "batch_size and image_size must be >= 1"),
         ({"resize": "crop"}, "resize='crop'"),
         ({"binarize": "yes"}, "binarize='yes'"),
-        ({"batch_size": 51}, r"at least batch_size \* processes = 51 training images, got 50: lower batch_size"),
+        ({"batch_size": 51}, r"need batch_size \* processes = 51 training images, got 50: lower batch_size"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path, options, message):

@@ -83,7 +83,7 @@ def test_folders_train_and_test_are_the_splits(tmp_path):
     with pytest.raises(DataError, match="leave out test_size"):
         folder(tmp_path / "set", test_size=2)
     save(tmp_path / "set" / "test" / "c" / "0.png")
-    with pytest.raises(DataError, match="must have the same classes, but only one has c"):
+    with pytest.raises(DataError, match="must have the same classes: only one has c"):
         folder(tmp_path / "set")
 
 
@@ -164,8 +164,12 @@ def test_what_is_no_folder_of_images_is_named(tmp_path, faces):
     save(faces / "loose.png")
     with pytest.raises(DataError, match=r"faces has both images and folders of images \(no smile"):
         folder(faces)
-    for wrong in ({"channels": 2}, {"image_size": 0}, {"test_size": -1}):
-        with pytest.raises(DataError, match="channels must be 1 or 3"):
+    for wrong, message in (
+        ({"channels": 2}, "channels must be 1 or 3"),
+        ({"test_size": -1}, "test_size >= 0"),
+        ({"image_size": 0}, "image_size must be >= 1"),
+    ):
+        with pytest.raises(DataError, match=message):
             ImageFolder(str(faces), **wrong)
     with pytest.raises(DataError, match="test_size must be smaller than the number of images, 1; got 99"):
         (faces / "loose.png").rename(tmp_path / "empty" / "a.png")

@@ -264,7 +264,7 @@ def test_sides_of_two_shapes_and_two_formats_of_one_name_are_named(tmp_path, str
         (
             "archives",
             "leftImg8bit/val/drawn/drawn_000000_000000_leftImg8bit.png",
-            "the photo has 40x30 pixels, its labels 64x64",
+            "the photo is 40x30, its labels 64x64",
         ),
     ):
         shutil.copytree(streets / layout, tmp_path / layout)
@@ -312,7 +312,7 @@ def test_fewer_held_out_pairs_than_processes_are_refused(tmp_path, small, monkey
     data = PairedFolder(str(tmp_path / "data"), **small | {"val_size": 1})
     data.setup()
     monkeypatch.setattr(PairedFolder, "_ranks", lambda self: (0, 2))
-    with pytest.raises(DataError, match="one validation image for each of 2 processes, got 1: raise val_size"):
+    with pytest.raises(DataError, match="2 processes need as many validation images, got 1: raise val_size"):
         data.val_dataloader()
 
 
