@@ -79,7 +79,7 @@ class ImageFolder(ImageData):
         """All images, memory-mapped, their labels, and the indices of each split."""
         found, splits = self._find()
         files = [(path,) for path, _ in found]
-        size, channels = self.image_shape[-1], self.image_shape[0]
+        channels, size, _ = self.image_shape
         recipe = f"{channels} channels, shorter side to {size}, middle"
         images, readable = cached(
             files, self.image_shape, lambda own: decode(own[0], size, channels), recipe, self.cache, self.skip_broken

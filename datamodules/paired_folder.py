@@ -58,7 +58,7 @@ class PairedFolder(PairedImages):
             (pairs,) = found.values()
             if len(pairs) < 3:
                 raise DataError(f"{root} must have >= 3 pairs, for training, validation and test; got {len(pairs)}")
-            drawn = [pairs[i] for i in self._permutation(len(pairs))]
+            drawn = [pairs[i] for i in self._permutation(len(pairs)).tolist()]
             held_out = max(1, len(pairs) // 10)
             return {"train": drawn[held_out:], "test": drawn[:held_out]}
         return used_splits(found, root)
