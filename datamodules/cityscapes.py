@@ -119,7 +119,7 @@ class Cityscapes(PairedImages):
         return any((self.root / name).is_dir() for name in ("leftImg8bit", "gtFine"))
 
     @property
-    def channels_beside(self) -> int:
+    def extra_channels(self) -> int:
         return int(self.archives and self.labels == "color")  # label ids
 
     def find_pairs(self) -> dict[str, list[Files]]:
@@ -148,7 +148,7 @@ class Cityscapes(PairedImages):
                 files.append((path, *(labels / city.name / f"{stem}_gtFine_{kind}.png" for kind in kinds)))
             else:
                 listing.leave_out([path])
-        listing.tell()
+        listing.report()
         wanted = {path for own in files for path in own[1:]}
         if missing := sorted(path for path in wanted if not path.is_file()):
             raise DataError(f"{len(missing)} files of labels are missing: {listed(missing)}: unpack gtFine again")

@@ -27,7 +27,7 @@ class DownloadedImages(ImageData):
     files: ClassVar[dict[Split, tuple[str, ...]]]  # names without .gz
     bundle: ClassVar[Path | None] = None  # folder of the bundled subset
     bundle_holds: ClassVar[str] = ""
-    _told_of_bundle = False
+    _uses_bundle = False
 
     def __init__(
         self, data_dir: str | None = None, *, download: bool = True, bundled: bool = False, **images: Any
@@ -51,7 +51,7 @@ class DownloadedImages(ImageData):
         return self.read(self._locate(split), split)
 
     def describe_test(self) -> str:
-        return super().describe_test() + (", bundled subset" if self._told_of_bundle else "")
+        return super().describe_test() + (", bundled subset" if self._uses_bundle else "")
 
     def prepare_data(self) -> None:
         """Download the data set if none of its files is found (Lightning: in one process per node)."""
@@ -68,10 +68,10 @@ class DownloadedImages(ImageData):
         return [name for names in self.files.values() for name in names]
 
     def _remedy(self) -> str:
-        lacking = f". There is no bundled subset of {self.name}" if self.bundled and not self.bundle else ""
+        no_bundle = f". There is no bundled subset of {self.name}" if self.bundled and not self.bundle else ""
         return (
             f"Put {', '.join(self._names())} (gzipped or not) into {self.folders()[0]}, or set data_dir or "
-            f"$LIT_GENERATIVE_DATA to another folder in torchvision's layout, or use download=True online{lacking}"
+            f"$LIT_GENERATIVE_DATA to another folder in torchvision's layout, or use download=True online{no_bundle}"
         )
 
     def _locate(self, split: Split) -> list[Path]:
@@ -86,11 +86,11 @@ class DownloadedImages(ImageData):
                 return [found[name] for name in self.files[split]]
         if not (self.bundled and self.bundle):
             raise DataError(f"{self.name} was not found. {self._remedy()}")
-        if not self._told_of_bundle:
+        if not self._uses_bundle:
             rank_zero_info(
                 f"{self.name}: using only the bundled {self.bundle_holds}; for the whole data set "
                 f"put its files into {self.folders()[0]} or use download=True online"
             )
-            self._told_of_bundle = True
+            self._uses_bundle = True
         found = find(self.bundle, self._names())
         return [found[name] for name in self.files[split]]

@@ -68,9 +68,9 @@ def find_splits(root: Path, names: Iterable[str]) -> dict[str, str]:
         raise DataError(f"{root} has two folders for one split ({listed(known)}): keep one of them")
     if (known and alike) or (len(known) == 1 and rest) or (not known and 2 * len(alike) > rest):
         others = [name for name in names if name not in (*known, *alike)]
-        beside = f" next to {listed(others)}" if others else ""
+        next_to = f" next to {listed(others)}" if others else ""
         raise DataError(
-            f"{root} has folders that look like splits ({listed([*known, *alike])}){beside}: if they are splits, name "
+            f"{root} has folders that look like splits ({listed([*known, *alike])}){next_to}: if they are splits, name "
             "them train, val and test and move the others away; if they are classes, rename them"
         )
     return found
@@ -188,7 +188,7 @@ class Listing:
         texts = [listed(parts)] if parts else []
         return "; ".join(texts + ([f"no images in {listed(self._empty)}"] if self._empty else []))
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Log what is left out; call once, after all calls of `leave_out`."""
         if self._unread:
             rank_zero_info(f"left out: {listed(self._unread, '; ')}")

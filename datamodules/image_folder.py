@@ -111,7 +111,7 @@ class ImageFolder(ImageData):
             self.classes, rows[split] = classes, len(found) + self._permutation(len(images))
             counts.append(f"{len(images):,} images" + (f" in {folder.name} for {USES[split]}" if splits else ""))
             found += images
-        listing.tell()
+        listing.report()
         of = f", of {len(self.classes):,} classes ({listed(self.classes)})" if self.classes else ""
         rank_zero_info(f"{root}: {', '.join(counts)}{of}")
         if "test" in parts and self.test_size is not None:

@@ -136,7 +136,7 @@ def find_pairs(root: Path, skip_broken: bool) -> dict[str, list[Files]]:
             f"{root} has no pairs{f' (it has {rest})' if rest else ''}: add images of two halves side by side, or "
             "folders A and B of images with the same names"
         )
-    listing.tell()
+    listing.report()
     return found
 
 

@@ -77,7 +77,7 @@ class PairedImages(ImageData):
         return self.channels_a if self.direction == "a_to_b" else self.channels_b
 
     @property
-    def channels_beside(self) -> int:
+    def extra_channels(self) -> int:
         """Further channels that are stored with the two sides and that no model sees."""
         return 0
 
@@ -106,7 +106,7 @@ class PairedImages(ImageData):
     def _open(self, split: str) -> tuple[Tensor, Tensor]:
         """Pairs, uint8 ``(N, channels, size, size)``, memory-mapped, and the indices of those in the split."""
         size = self.load_size if split == "train" else self.image_size
-        shape = (self.channels_a + self.channels_b + self.channels_beside, size, size)
+        shape = (self.channels_a + self.channels_b + self.extra_channels, size, size)
         recipe, found = f"{type(self).__name__}, {self.describe_pair()}, {split}", self._found
         files, rows = found.get(split, []), None
         if split != "test" and "val" not in found:
@@ -144,7 +144,7 @@ class PairedImages(ImageData):
 
     def _sides(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Target and source, as stored."""
-        a, b, _ = pairs.split([self.channels_a, self.channels_b, self.channels_beside], 1)
+        a, b, _ = pairs.split([self.channels_a, self.channels_b, self.extra_channels], 1)
         return (b, a) if self.direction == "a_to_b" else (a, b)
 
     # ---- loaders

@@ -36,9 +36,9 @@ class Pictures(PlainArguments, LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if stage not in ("predict", None):
-            raise DataError(f"Pictures have no targets, and so are for predict only, got stage={stage!r}")
+            raise DataError("Pictures are for predict only: they have no targets")
         listing = Listing(self.folder, deep=False)
-        listing.tell()
+        listing.report()
         self.paths = listing.images
         if not self.paths:
             raise DataError(f"{self.folder} has no readable images: set data_dir to another folder")
