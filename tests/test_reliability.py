@@ -413,7 +413,7 @@ def test_nothing_is_executed(tmp_path, monkeypatch):
     for names in CIFAR10.files.values():
         for name in names:
             (folder / name).write_bytes(harm)
-    with pytest.raises(DataError, match="data_batch_1 has MD5"):
+    with pytest.raises(DataError, match="data_batch_1 must have MD5"):
         CIFAR10(str(tmp_path)).setup("fit")
     assert not marker.exists()
 
@@ -432,7 +432,7 @@ def test_a_cache_of_images_executes_nothing(tmp_path):
     with cached.open("wb") as file:
         np.save(file, np.array([Harm(marker)], dtype=object), allow_pickle=True)
         file.write(bytes(size - file.tell()))
-    with pytest.raises(DataError, match=r"\.npy is damaged .*: delete it: it will be made again"):
+    with pytest.raises(DataError, match=r"\.npy is damaged .*: delete it, and it will be made again"):
         data().prepare_data()
     assert not marker.exists()
 
