@@ -27,8 +27,7 @@ VOID = 255  # the train id of pixels that are not evaluated
 def train_ids() -> np.ndarray:
     """The train id of every label id, 255 for those that are not evaluated, uint8 ``(256,)``."""
     table = np.full(256, VOID, np.uint8)
-    for c in CLASSES:
-        table[c.id] = c.train_id
+    table[[c.id for c in CLASSES]] = [c.train_id for c in CLASSES]
     return table
 
 
