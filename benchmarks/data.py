@@ -79,7 +79,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         empty = str(Path(folder) / "empty")
-        grey = FashionMNIST(arguments.data_dir or empty, BATCH, val_size=0, download=False, bundled=True)
+        grey = FashionMNIST(arguments.data_dir or empty, batch_size=BATCH, val_size=0, download=False, bundled=True)
         torchvision_folder(grey, folder)
         their_grey = datasets.FashionMNIST(folder, transform=ToTensor())
         grey.setup("fit")

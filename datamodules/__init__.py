@@ -1,4 +1,4 @@
-"""Data sets: LightningDataModules that keep the images in memory. One small file each."""
+"""Data sets: LightningDataModules, one small file each, that hold their images in memory."""
 
 from datamodules.base import ImageData
 from datamodules.cifar10 import CIFAR10

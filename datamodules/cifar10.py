@@ -24,10 +24,10 @@ ORIGINAL = datasets.CIFAR10
 
 
 def _dtype(kind: str, align: int = 0, copy: int = 0) -> np.dtype:
-    return np.dtype(kind, align=bool(align), copy=bool(copy))  # the files say 0 and 1, which NumPy warns of
+    return np.dtype(kind, align=bool(align), copy=bool(copy))  # the files have 0 and 1, of which NumPy warns
 
 
-# All that the pickle of an array calls. A pickle can call anything; this reader refuses the rest.
+# All that the pickle of an array needs to call. Pickles can call any function; `_ArrayUnpickler` refuses the rest.
 _reconstruct = np.empty(0).__reduce__()[0]
 ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
@@ -41,7 +41,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
+            raise pickle.UnpicklingError(f"it calls {module}.{name}, which no array needs")
         return ALLOWED[module, name]
 
 
@@ -58,7 +58,7 @@ class CIFAR10(DownloadedImages):
         return [self.data_dir / ORIGINAL.base_folder]
 
     def fetch(self, root: Path) -> None:
-        # not torchvision's class, which would unpickle what it fetched
+        # not by torchvision's class, which would unpickle the files
         download_url(ORIGINAL.url, str(root), filename=ORIGINAL.filename, md5=ORIGINAL.tgz_md5)
         unpack(root / ORIGINAL.filename, root)
 
@@ -72,8 +72,8 @@ class CIFAR10(DownloadedImages):
         content = read_bytes(path)
         checksum = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if checksum != self.checksums[name]:
-            raise DataError(f"{path} has MD5 {checksum}, not {self.checksums[name]}: delete it and get it again")
+            raise DataError(f"{path} must have MD5 {self.checksums[name]}, got {checksum}: delete it and get it again")
         try:
             return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
         except pickle.UnpicklingError as error:
-            raise DataError(f"{path} was not read: {error}. Do not trust it; get the original file") from error
+            raise DataError(f"{path} was not read: {error}. Do not trust it: get the original file") from error

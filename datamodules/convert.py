@@ -1,4 +1,4 @@
-"""Bringing 8-bit images of one data set into the shape of another."""
+"""Conversion of 8-bit images of one data set to the shape of another."""
 
 from typing import Literal
 
@@ -12,9 +12,9 @@ Shape = tuple[int, int, int]
 
 
 def convert(images: Tensor, shape: Shape, how: Literal["pad", "resize"]) -> Tensor:
-    """Images uint8 ``(N, C, H, W)`` as ``(N, *shape)``: grey repeated or colour weighted, then padded or resized.
+    """Convert uint8 images ``(N, C, H, W)`` to ``(N, *shape)``: grey to RGB or RGB to grey, then padded or resized.
 
-    Images larger than ``shape`` are resized, bilinearly with antialiasing, whatever ``how`` says.
+    Resizing is bilinear with antialiasing, and is also used by ``how="pad"`` for images larger than ``shape``.
     """
     channels, height, width = shape
     if images.shape[1] != channels:
@@ -29,7 +29,7 @@ def convert(images: Tensor, shape: Shape, how: Literal["pad", "resize"]) -> Tens
 
 
 def describe(before: tuple[int, ...], after: Shape, how: Literal["pad", "resize"]) -> str:
-    """What :func:`convert` does, in words; empty if nothing."""
+    """What `convert` does, in words; empty if nothing."""
     changes = []
     if before[0] != after[0]:
         changes.append("grey repeated to RGB" if after[0] == 3 else "RGB weighted to grey")

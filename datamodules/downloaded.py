@@ -1,4 +1,4 @@
-"""Data sets that are downloaded: where their files lie, and how they get there."""
+"""Data sets that are downloaded: where their files are, and how they get there."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -12,22 +12,22 @@ from datamodules.files import DataError, download, find
 
 
 class DownloadedImages(ImageData):
-    """A data set of files in torchvision's layout; it says what these are, and how to fetch and to read them.
+    """A data set in files of torchvision's layout; a subclass names these, and defines how to download and read them.
 
     Args:
         data_dir: Folder in torchvision's layout; default $LIT_GENERATIVE_DATA, else ``data``.
-        download: Fetch the data set if no file of it is found.
-        bundled: If all else fails, use the subset that this package brings (Fashion-MNIST only).
+        download: Download the data set if none of its files is found.
+        bundled: Fall back on the small subset that comes with this package (Fashion-MNIST only).
         images: Arguments of `ImageData`.
 
     Raises:
-        DataError: The files are missing or damaged, or the options do not fit them.
+        DataError: Files are missing or damaged, or an option is out of range.
     """
 
     files: ClassVar[dict[Split, tuple[str, ...]]]  # names without .gz
     bundle: ClassVar[Path | None] = None  # folder of the bundled subset
     bundle_holds: ClassVar[str] = ""
-    _told_of_bundle = False
+    _uses_bundle = False
 
     def __init__(
         self, data_dir: str | None = None, *, download: bool = True, bundled: bool = False, **images: Any
@@ -37,27 +37,27 @@ class DownloadedImages(ImageData):
 
     @abstractmethod
     def folders(self) -> list[Path]:
-        """Where the files may lie, best first; a download goes to the first, below `data_dir`."""
+        """Where to look for the files, in this order; downloads go to the first, which must be below `data_dir`."""
 
     @abstractmethod
     def fetch(self, root: Path) -> None:
-        """Download everything below ``root``, in torchvision's layout, and check its checksums."""
+        """Download all files below ``root``, in torchvision's layout, and verify their checksums."""
 
     @abstractmethod
     def read(self, paths: list[Path], split: Split) -> tuple[Tensor, Tensor]:
-        """Read and check ``files[split]``: images uint8 ``(N, C, H, W)``, labels int64 ``(N,)``."""
+        """Read and check the files of a split: images uint8 ``(N, C, H, W)``, labels int64 ``(N,)``."""
 
     def stored(self, split: Split) -> tuple[Tensor, Tensor]:
         return self.read(self._locate(split), split)
 
     def describe_test(self) -> str:
-        return super().describe_test() + (", bundled subset" if self._told_of_bundle else "")
+        return super().describe_test() + (", bundled subset" if self._uses_bundle else "")
 
     def prepare_data(self) -> None:
-        """Download the data set if no file of it is there (Lightning: in one process per node)."""
+        """Download the data set if none of its files is found (Lightning: in one process per node)."""
         names, folders = self._names(), self.folders()
         if not self.download or any(find(folder, names) for folder in folders):
-            return  # incomplete files are the user's: `setup` names what is missing
+            return  # some files may be missing: `setup` raises an error that names them
         try:
             download(self.fetch, self.data_dir, folders[0], names)
         except DataError as error:
@@ -68,10 +68,10 @@ class DownloadedImages(ImageData):
         return [name for names in self.files.values() for name in names]
 
     def _remedy(self) -> str:
-        lacking = f". There is no bundled subset of {self.name}" if self.bundled and not self.bundle else ""
+        no_bundle = f". There is no bundled subset of {self.name}" if self.bundled and not self.bundle else ""
         return (
-            f"Put {', '.join(self._names())} (gzipped or not) into {self.folders()[0]}, or name another folder in "
-            f"torchvision's layout as data_dir or in $LIT_GENERATIVE_DATA, or use download=True with a network{lacking}"
+            f"Put {', '.join(self._names())} (gzipped or not) into {self.folders()[0]}, or set data_dir or "
+            f"$LIT_GENERATIVE_DATA to another folder in torchvision's layout, or use download=True online{no_bundle}"
         )
 
     def _locate(self, split: Split) -> list[Path]:
@@ -80,17 +80,17 @@ class DownloadedImages(ImageData):
                 for name in self.files[split]:
                     if name not in found:
                         raise DataError(
-                            f"{folder / name} is missing, though other files of {self.name} are there, "
-                            f"which a download leaves alone: add it, or move {folder} away"
+                            f"{folder / name} is missing, but other files of {self.name} are there and would not be "
+                            f"overwritten by a download: add it, or move {folder} away"
                         )
                 return [found[name] for name in self.files[split]]
         if not (self.bundled and self.bundle):
             raise DataError(f"{self.name} was not found. {self._remedy()}")
-        if not self._told_of_bundle:
+        if not self._uses_bundle:
             rank_zero_info(
                 f"{self.name}: using only the bundled {self.bundle_holds}; for the whole data set "
-                f"put its files into {self.folders()[0]} or use download=True with a network"
+                f"put its files into {self.folders()[0]} or use download=True online"
             )
-            self._told_of_bundle = True
+            self._uses_bundle = True
         found = find(self.bundle, self._names())
         return [found[name] for name in self.files[split]]

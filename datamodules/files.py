@@ -1,4 +1,4 @@
-"""Finding, fetching and reading files; nothing of the user's is ever overwritten or deleted."""
+"""Finding, downloading and reading files; the user's files are never overwritten or deleted."""
 
 import gzip
 import os
@@ -12,24 +12,24 @@ from typing import Any
 
 from lit_generative.errors import UserError
 
-TIMEOUT = 10.0  # seconds without an answer from the host of a download
+TIMEOUT = 10.0  # seconds to wait for a download server to answer
 
 
 class DataError(UserError):
-    """A data set is missing, damaged or another one; the message names the file and the remedy."""
+    """A data set is missing, damaged or not the expected one, or an option does not fit it."""
 
 
 def listed(items: Sequence[object], between: str = ", ") -> str:
-    """The first ten of them, and how many there are if there are more."""
+    """The first ten items as text, followed by the total if there are more."""
     more = f"{between}... ({len(items):,} in all)" if len(items) > 10 else ""
     return between.join(map(str, items[:10])) + more
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file, unpacked if its name ends in .gz.
+    """The content of a file, decompressed if its name ends in .gz.
 
     Raises:
-        DataError: the file cannot be read or is damaged gzip.
+        DataError: The file cannot be read or is damaged gzip.
     """
     try:
         content = path.read_bytes()
@@ -41,7 +41,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def find(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Those of the files that are in the folder, gzipped or not, by name; unpacked ones win."""
+    """Those of the named files that are in the folder, by name; a plain file takes precedence over its .gz."""
     paths = [(name, folder / f"{name}{end}") for name in names for end in (".gz", "")]
     try:
         return {name: path for name, path in paths if path.exists()}
@@ -50,32 +50,32 @@ def find(folder: Path, names: Iterable[str]) -> dict[str, Path]:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar archive of plain files and folders, none of which may leave ``folder``.
+    """Unpack a tar archive of regular files and folders into ``folder``.
 
     Raises:
-        DataError: One of them would, or is something else, or the archive is damaged.
+        DataError: The archive is damaged, or a member is of another kind or would be written outside ``folder``.
     """
     inside = folder.resolve()
-    safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not before Python 3.11.4
+    safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
                 plain = member.isreg() or member.isdir()
                 if not plain or not (inside / member.name).resolve().is_relative_to(inside):
-                    raise DataError(f"{archive} was not unpacked: {member.name} leads elsewhere; do not trust it")
+                    raise DataError(f"{archive} was not unpacked: {member.name} is unsafe; do not trust this archive")
             tar.extractall(inside, **safely)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise DataError(f"{archive} was not unpacked: {error}") from error
 
 
 def download(fetch: Callable[[Path], None], root: Path, folder: Path, names: Iterable[str]) -> None:
-    """Let ``fetch`` fill a temporary folder in ``root``, and move ``folder`` out of it: all or nothing.
+    """Let ``fetch`` fill a temporary folder in ``root``, then move ``folder`` into place: all or nothing.
 
     Raises:
-        DataError: the host, the checksums or the disk fail; the message has the reason, not the remedy.
+        DataError: The server, a checksum or the disk failed; the message gives the reason, not the remedy.
     """
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none: a silent host would hang us for ever
+    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none: a silent server would block for ever
     try:
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root, prefix=".download-") as temporary:
@@ -83,7 +83,7 @@ def download(fetch: Callable[[Path], None], root: Path, folder: Path, names: Ite
             folder.parent.mkdir(parents=True, exist_ok=True)
             os.replace(Path(temporary) / folder.relative_to(root), folder)
     except Exception as error:  # of many types: sockets, HTTP, checksums, archives, full or read-only disks
-        if not find(folder, names):  # else another run was faster
+        if not find(folder, names):  # else another process has downloaded it meanwhile
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise DataError(f"the download to {folder} failed ({reason})") from error
     finally:

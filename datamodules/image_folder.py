@@ -1,10 +1,11 @@
-"""Any folder of images."""
+"""A folder of images of any kind."""
 
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Generator, Tensor
+from torch import Tensor
 
 from datamodules.base import ImageData, Split
 from datamodules.files import DataError, listed
@@ -16,29 +17,29 @@ USES = {"train": "training", "val": "validation", "test": "test"}
 
 
 class ImageFolder(ImageData):
-    """The images below a folder: flat, or one folder per class, whose labels follow the folders' names.
+    """The images below a folder: flat, or in one folder per class, with labels in the order of the folders' names.
 
-    Where it has folders ``train``, ``val`` and ``test`` (also by other usual names, see `folders.SPLITS`), each laid
-    out so, these are the splits; without one for test, that for validation is for test. What is lacking is split off
-    by ``seed``, anew when images are added or removed. Images of any size, mode and format that Pillow reads become
-    8-bit squares once; those are kept in a file that is mapped into memory, so that memory does not grow with the
-    folder, and made anew when an image changes. A line says what else is in the folder.
+    Folders ``train``, ``val`` and ``test`` (other common names: `folders.SPLITS`), each laid out in this way, are the
+    splits; without one for testing, the validation split is used for it. Missing splits are drawn at random by
+    ``seed``, and change when images are added or removed. Images of any size, mode and format that Pillow decodes
+    become 8-bit squares in a memory-mapped cache file, so that memory does not grow with the folder; the file is
+    written again when an image changes. Whatever else is in the folder is logged.
 
     Args:
         data_dir: The folder; default $LIT_GENERATIVE_DATA, else ``data``.
-        image_size: Height and width: the shorter side is scaled to it, the middle is cut out.
+        image_size: Height and width; the shorter side is scaled to it and the centre is cropped.
         channels: 3 for RGB, 1 for grey.
         batch_size: Images per batch and process.
         val_size: Images held out for validation; default: a tenth of the training images.
-        test_size: Images held out for test; default: a tenth. Not where a folder is for test.
-        random_flip: Mirror training images with probability 1/2.
-        skip_broken: Leave out what cannot be read, with a line that lists it, instead of an error.
-        cache_dir: Where the file is kept; default ``~/.cache/lit-generative``.
-        seed: Of the splits and of the order of training.
+        test_size: Images held out for testing; default: a tenth. Not allowed if there is a folder for testing.
+        random_flip: Mirror each training image with probability 1/2.
+        skip_broken: Leave out images that cannot be read and log them, instead of raising an error.
+        cache_dir: Folder of the cache file; default ``~/.cache/lit-generative``.
+        seed: Seed of the splits and of the training order.
 
     Raises:
-        DataError: There are no images, or some cannot be read, or the folders do not fit together; or some look like
-            splits, but not all.
+        DataError: There are no images, some cannot be read, the splits have different classes, or only some folders
+            look like splits.
     """
 
     shape = (3, 64, 64)
@@ -59,50 +60,42 @@ class ImageFolder(ImageData):
         cache_dir: str | None = None,
         seed: int = 0,
     ) -> None:
-        if channels not in (1, 3) or image_size < 1 or (test_size or 0) < 0:
-            raise DataError(
-                "ImageFolder: channels must be 1 or 3, image_size >= 1, test_size >= 0; got "
-                f"{channels}, {image_size}, {test_size}"
-            )
+        if channels not in (1, 3) or (test_size or 0) < 0:
+            raise DataError(f"ImageFolder: channels must be 1 or 3, test_size >= 0; got {channels}, {test_size}")
         self.shape = (channels, image_size, image_size)
         super().__init__(data_dir, batch_size, val_size, resize="resize", random_flip=random_flip, seed=seed)
         self.test_size, self.skip_broken = test_size, skip_broken
         self.cache = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "images"
         self.classes: list[str] = []  # by label; empty in a flat folder
-        self._opened: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
 
     # ---- files
 
     def prepare_data(self) -> None:
-        """Decode the images, unless that was done (Lightning: in one process per node)."""
-        self._open()
+        """Decode the images into the cache file, unless it is up to date (Lightning: in one process per node)."""
+        _ = self._opened  # does it on first access
 
-    def _open(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """All images, mapped, their labels, and the numbers of those in each split; looked for once."""
-        if self._opened is not None:
-            return self._opened
+    @cached_property
+    def _opened(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """All images, memory-mapped, their labels, and the indices of each split."""
         found, splits = self._find()
         files = [(path,) for path, _ in found]
-        size, channels = self.image_shape[-1], self.image_shape[0]
+        channels, size, _ = self.image_shape
         recipe = f"{channels} channels, shorter side to {size}, middle"
-        images, whole = cached(
+        images, readable = cached(
             files, self.image_shape, lambda own: decode(own[0], size, channels), recipe, self.cache, self.skip_broken
         )
-        good = torch.zeros(len(files), dtype=torch.bool)
-        good[whole] = True
-        numbers = {split: rows[good[rows]] for split, rows in splits.items()}
-        self._opened = images, torch.tensor([label for _, label in found]), numbers
-        return self._opened
+        labels = torch.tensor([label for _, label in found])
+        return images, labels, {split: rows[readable[rows]] for split, rows in splits.items()}
 
     def _find(self) -> tuple[list[tuple[Path, int]], dict[str, Tensor]]:
-        """The images with their labels, and the numbers of those in each split."""
+        """All images with their labels, and the indices of each split."""
         root = self.data_dir
         listing = Listing(root, self.skip_broken)
         tops = by_folder(listing.images, root)
         splits = find_splits(root, [name for name in tops if name])
         if splits:
             listing.require_full(lambda parts: len(parts) == 1 and split_of(parts[0]))
-        # in this order the splits of older runs were drawn
+        # This order fixes the indices, and so which images are drawn for each split
         parts: dict[str, Path] = {split: root / splits[split] for split in ("train", "test", "val") if split in splits}
         parts = used_splits(parts, root) or {"train": root}
         listing.leave_out(path for name, own in tops.items() if splits and name not in splits.values() for path in own)
@@ -113,49 +106,46 @@ class ImageFolder(ImageData):
             images, classes = self._labelled(tops[folder.name] if splits else listing.images, folder, listing)
             if found and classes != self.classes:
                 differing = listed(sorted(set(classes) ^ set(self.classes)))
-                raise DataError(
-                    f"{parts['train']} and {folder} have different classes: {differing} in one of them only"
-                )
-            # in a random order: a batch shows all classes
-            order = torch.randperm(len(images), generator=Generator().manual_seed(self.seed))
-            self.classes, rows[split] = classes, len(found) + order
+                raise DataError(f"{parts['train']} and {folder} must have the same classes: only one has {differing}")
+            # in random order, so that each batch mixes the classes
+            self.classes, rows[split] = classes, len(found) + self._permutation(len(images))
             counts.append(f"{len(images):,} images" + (f" in {folder.name} for {USES[split]}" if splits else ""))
             found += images
-        listing.tell()
+        listing.report()
         of = f", of {len(self.classes):,} classes ({listed(self.classes)})" if self.classes else ""
         rank_zero_info(f"{root}: {', '.join(counts)}{of}")
         if "test" in parts and self.test_size is not None:
-            raise DataError(f"ImageFolder: {parts['test']} has the images for test: leave out test_size")
+            raise DataError(f"ImageFolder: the test images are those in {parts['test']}: leave out test_size")
         if "test" not in parts:
             held_out = max(1, len(found) // 10) if self.test_size is None else self.test_size
-            if held_out >= len(found):
-                raise DataError(f"ImageFolder: test_size={held_out} leaves none of {len(found)} images to train on")
+            self._require_rest("test_size", held_out, len(found))
             rows = {"test": rows["train"][:held_out], "train": rows["train"][held_out:]}
         return found, rows
 
     @staticmethod
     def _labelled(images: list[Path], folder: Path, listing: Listing) -> tuple[list[tuple[Path, int]], list[str]]:
-        """The images below a folder with their labels, and its classes, none if it is flat.
+        """The images below a folder with their labels, and the names of its classes, none if it is flat.
 
         Raises:
-            DataError: There are none; some lie in the folder itself and some below it; or classes hold splits.
+            DataError: There are no images, some are in classes and others are not, or classes contain splits.
         """
         groups = by_folder(images, folder)
         classes = sorted(name for name in groups if name)
         if not groups:
             rest = listing.describe_rest()
             there = f" (it has {rest})" if rest else ""
-            raise DataError(f"{folder} has no images that can be read{there}: name another as data_dir")
+            raise DataError(f"{folder} has no readable images{there}: set data_dir to another folder")
         if "" in groups and classes:
             raise DataError(
-                f"{folder} has images beside folders of images ({classes[0]}, ...): sort them into one kind"
+                f"{folder} has both images and folders of images ({classes[0]}, ...): move all images into folders of "
+                "classes, or none"
             )
         for below in {path.parent for path in images}:
             name, *deeper = below.relative_to(folder).parts or ("",)
             if within := next(filter(split_of, deeper), None):
                 raise DataError(
-                    f"{folder / name}, which would be a class, has a folder {within} that looks like a split: name "
-                    f"{folder / name} as data_dir, or rename {within}"
+                    f"{folder / name} would be a class, but has a folder {within} that looks like a split: set "
+                    f"data_dir to {folder / name}, or rename {within}"
                 )
         labels = {name: label for label, name in enumerate(classes)} or {"": 0}
         return [(path, label) for name, label in labels.items() for path in groups[name]], classes
@@ -163,24 +153,24 @@ class ImageFolder(ImageData):
     # ---- splits
 
     def setup(self, stage: str | None = None) -> None:
-        """Map the images; what a split holds are numbers of images."""
+        """Map the images into memory; a split is a set of indices into all of them."""
         if self._sets:
             return
-        images, labels, numbers = self._open()
-        self._rows = numbers
-        if "val" not in numbers:
-            train, val = self._split(len(numbers["train"]))
-            self._rows = numbers | {"train": numbers["train"][train], "val": numbers["train"][val]}
+        images, labels, self._rows = self._opened
+        if "val" not in self._rows:
+            rows = self._rows["train"]
+            train, val = self._split(len(rows))
+            self._rows = self._rows | {"train": rows[train], "val": rows[val]}
         self._sets = dict.fromkeys(self._rows, (images, labels))
 
     def stored(self, split: Split) -> tuple[Tensor, Tensor]:
-        """A split, in memory."""
-        images, labels, numbers = self._open()
-        return images[numbers[split]], labels[numbers[split]]
+        """A split, copied into memory."""
+        images, labels, indices = self._opened
+        return images[indices[split]], labels[indices[split]]
 
     def labels_of(self, split: Split) -> Tensor:
-        _, labels, numbers = self._open()
-        return labels[numbers[split]]
+        _, labels, indices = self._opened
+        return labels[indices[split]]
 
     def describe_test(self) -> str:
         size = self.image_shape[-1]

@@ -1,7 +1,7 @@
-"""Batches of images that fit in memory, at the speed of memory.
+"""Fast batches of images in memory.
 
-A ``DataLoader`` fetches image by image, through PIL and Python; for small images that takes longer than
-the training step. Here the whole set is one uint8 tensor and a batch is one ``index_select``.
+A ``DataLoader`` fetches image by image, through PIL and Python, which takes longer than the training step
+if images are small. Here the whole set is one uint8 tensor and a batch is one ``index_select``.
 """
 
 import math
@@ -13,13 +13,13 @@ from torch import Generator, Tensor
 
 from lit_generative.errors import UserError
 
-CHUNK = 512  # images drawn at a time by `bernoulli`: the random numbers stay in the processor's cache
+CHUNK = 512  # images for which random numbers are drawn at a time, so that these stay in the processor's cache
 
 SEEDS = {"train": 1, "val": 2, "test": 3}
 
 
 def fixed_generator(split: str) -> Generator:
-    """For what is drawn once (binarisation, mutation): seeded whatever the run's own, so that runs are comparable."""
+    """A generator for what is drawn once (binarisation, mutation), the same in all runs: scores stay comparable."""
     return Generator().manual_seed(SEEDS[split])
 
 
@@ -27,14 +27,14 @@ def bernoulli(images: Tensor, generator: Generator) -> Tensor:
     """Draw each pixel of level k as 255 with probability exactly k/255, else 0; uint8 of any shape."""
     binary = torch.empty_like(images)
     for source, target in zip(images.split(CHUNK), binary.split(CHUNK), strict=True):
-        # u is uniform on the 255 values 0..254, k of which are below k: none for level 0, all for 255
+        # u is uniform on the 255 values 0..254, of which k are below k: none for level 0, all for level 255
         u = torch.randint(0, 255, source.shape, dtype=torch.uint8, generator=generator)
         target.copy_(u < source).mul_(255)
     return binary
 
 
 def mutate(images: Tensor, generator: Generator, fraction: float) -> Tensor:
-    """Replace each value with probability ``fraction`` by one of the 256 levels, uniformly; uint8 of any shape."""
+    """Replace each value with probability ``fraction`` by a uniformly random level; uint8 of any shape."""
     mutated = images.clone()
     for target in mutated.split(CHUNK):
         levels = torch.randint(0, 256, target.shape, dtype=torch.uint8, generator=generator)
@@ -44,7 +44,7 @@ def mutate(images: Tensor, generator: Generator, fraction: float) -> Tensor:
 
 
 def cut(images: Tensor, corners: Tensor, side: int) -> Tensor:
-    """A square of each image ``(N, C, H, W)`` from its upper left corner (y, x) on, ``(N, 2)``."""
+    """Crop a square out of each image ``(N, C, H, W)``, given its upper left corner (y, x), ``(N, 2)``."""
     squares = zip(images, corners.tolist(), strict=True)
     return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in squares])
 
@@ -55,24 +55,24 @@ class TensorLoader:
     Args:
         images: uint8 ``(N, C, H, W)``.
         labels: int64 ``(N,)``.
-        batch_size: images per batch and process.
-        shuffle: draw a new permutation every epoch.
-        drop_last: only whole batches (training). The ranks then share global batches of
+        batch_size: Images per batch and process.
+        shuffle: Draw a new permutation every epoch.
+        drop_last: Yield whole batches only (training). The ranks then share global batches of
             ``batch_size * world_size`` images: together they see exactly what one process with that
-            batch size sees. Without it (evaluation) every image is seen exactly once over all ranks.
-        seed: non-negative.
-        rank: this process among the ``world_size`` that share the set.
-        random_flip: mirror each image with probability 1/2, drawn anew every epoch.
-        mutation: replace this fraction of pixels every epoch, see `mutate`.
-        binarize: draw each pixel anew every epoch (dynamic binarisation), see `bernoulli`.
-        rows: indices of the images that make up the set, where ``images`` holds more.
-        crop: cut a random square of this side out of each image, drawn anew every epoch.
+            batch size sees. Without it (evaluation), the ranks together see every image exactly once.
+        seed: Non-negative.
+        rank: The rank of this process among the ``world_size`` that share the set.
+        random_flip: Mirror each image with probability 1/2, drawn anew every epoch.
+        mutation: Fraction of pixels to replace, drawn anew every epoch, see `mutate`.
+        binarize: Binarise each pixel, drawn anew every epoch (dynamic binarisation), see `bernoulli`.
+        rows: Indices of the images in use, if not all.
+        crop: Side of a square to crop at random out of each image, drawn anew every epoch.
 
     Yields ``(x, c)``: x uint8 ``(B, C, H, W)``, c int64 ``(B,)``.
 
-    Memory: ``mutation`` and ``binarize`` draw all of them anew as an epoch starts, into one more copy (two while
-    Lightning still holds the last epoch's iterator). Every rank draws the whole set, so that the draw of
-    an image depends neither on the rank nor on the batch size.
+    Memory: at the start of an epoch, ``mutation`` and ``binarize`` make a copy of the images (two exist while
+    Lightning still holds the previous epoch's iterator). Every rank draws for the whole set, so that the
+    result for an image depends neither on the rank nor on the batch size.
     """
 
     def __init__(
@@ -93,10 +93,12 @@ class TensorLoader:
         crop: int | None = None,
     ) -> None:
         if rows is not None and (mutation or binarize):
-            raise UserError("rows cannot be chosen among images that are drawn anew every epoch")
+            raise UserError("rows must be None with mutation or binarize, which copy all images every epoch")
         if len(images) != len(labels) or batch_size < 1 or not 0 <= rank < world_size:
-            sizes = f"{len(images)} images, {len(labels)} labels, batch_size {batch_size}"
-            raise UserError(f"these do not fit: {sizes}, rank {rank} of {world_size}")
+            raise UserError(
+                "need one label per image, batch_size >= 1 and 0 <= rank < world_size; "
+                f"got {len(images)} images, {len(labels)} labels, batch_size {batch_size}, rank {rank} of {world_size}"
+            )
         self.images, self.labels = images, labels
         self.rows, self.crop = rows, crop
         self.count = len(images) if rows is None else len(rows)
@@ -106,10 +108,10 @@ class TensorLoader:
         self.random_flip, self.mutation, self.binarize = random_flip, mutation, binarize
         self.epoch = 0
         self.position = 0  # batches yielded in this epoch
-        self._start = 0  # where the next iteration begins: 0, unless a state was loaded
-        self._step: int | None = None  # images of its steps
+        self._start = 0  # batches that the next iteration skips: 0, unless a state was loaded
+        self._step: int | None = None  # images per step over all ranks, of a loaded state
 
-    batch_sampler = None  # Lightning asks for it wherever there is a sampler
+    batch_sampler = None  # Lightning reads it of any loader with a sampler
 
     @property
     def sampler(self) -> "TensorLoader":
@@ -117,18 +119,18 @@ class TensorLoader:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; the one that a loaded state is in goes on from its position."""
+        """Choose the epoch; that of a loaded state continues from its position."""
         if epoch != self.epoch:
             self.epoch, self.position, self._start = epoch, 0, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader is: the epoch, the batches yielded in it, and the images of a step over all ranks."""
+        """The position: the epoch, the batches yielded in it, and the images per step over all ranks."""
         return {"epoch": self.epoch, "position": self.position, "step": self.batch_size * self.world_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batches that the saved loader had yielded; after the last, from the start.
+        """Continue after the batches that the saved loader had yielded, or from the start if it had yielded all.
 
-        Iterating then raises a ValueError if that is within the epoch and steps have more or fewer images now.
+        If the epoch is unfinished and the number of images per step has changed, iterating raises a `UserError`.
         """
         step = state.get("step", self.batch_size * self.world_size)
         left = self.count - state["position"] * step
@@ -142,14 +144,14 @@ class TensorLoader:
         return math.ceil(len(range(self.rank, self.count, self.world_size)) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # A generator, so that nothing happens before the first next(): Lightning calls iter() more than
-        # once, and before it chooses the epoch.
+        # A generator function: nothing happens before the first next(), as Lightning calls iter() more than once,
+        # and before it sets the epoch
         start, self._start = self._start, 0
         now = self.batch_size * self.world_size
         if start and self._step != now:
             raise UserError(
-                f"the checkpoint lies within an epoch with {self._step} images a step, and here are {now}: keep "
-                "--data.batch_size times the number of processes, or take a checkpoint from the end of an epoch"
+                f"to resume within an epoch, batch_size * processes must be as before, {self._step}, got {now}: change "
+                "--data.batch_size or the number of processes, or resume from a checkpoint at the end of an epoch"
             )
         generator = self._generator()
         batches = self._order(generator).split(self.batch_size)
@@ -161,7 +163,7 @@ class TensorLoader:
         flat = images.flatten(1)  # index_select copies rows of a matrix fastest
         shape = (-1, *images.shape[1:])
         for position in range(start, len(self)):
-            self.position = position + 1  # before the yield: nobody asks for more after the last batch
+            self.position = position + 1  # before the yield, since nothing runs after the last one
             mirrored, index = batches[position] >= self.count, batches[position] % self.count
             chosen = index if self.rows is None else self.rows[index]
             x = flat.index_select(0, chosen).view(shape)
@@ -173,12 +175,12 @@ class TensorLoader:
             yield x, self.labels.index_select(0, chosen)
 
     def _generator(self) -> Generator:
-        # torch's generator keeps only 32 bits of its seed; SeedSequence mixes both numbers into them
+        # torch's generator uses only 32 bits of its seed; SeedSequence mixes both numbers into these
         mixed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)
         return Generator().manual_seed(int(mixed[0]))
 
     def _order(self, generator: Generator) -> Tensor:
-        """The numbers of the images that this rank fetches in this epoch, in order; plus ``count`` if mirrored."""
+        """The indices of this rank's images in this epoch, in order; plus ``count`` for those to mirror."""
         order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
         if self.random_flip:
             order += self.count * torch.randint(0, 2, order.shape, generator=generator)

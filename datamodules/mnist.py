@@ -19,9 +19,9 @@ from datamodules.base import Split
 from datamodules.downloaded import DownloadedImages
 from datamodules.files import DataError, read_bytes
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
 
-# The three sets share file names and shapes: only the MD5 of the labels tells one in the wrong folder.
+# The three data sets share file names and shapes; the MD5 of the labels reveals one in the wrong folder
 KNOWN_LABELS = {
     "e86ee40d66677c011a9abda399ec8c4d": ("MNIST", "train"),
     "073c3904dfbd3e141ff8aa01cfde6b15": ("MNIST", "test"),
@@ -35,14 +35,14 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Read an IDX file of bytes: 00 00 08 <dimensions>, each size as big-endian uint32, then the values.
 
     Raises:
-        DataError: it is unreadable, of another kind, or not exactly as long as its header says.
+        DataError: It is unreadable, of another kind, or its length does not match its header.
     """
     content, remedy = read_bytes(path), "delete it and get it again"
     magic, start = bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions
     if content[:4] != magic[: len(content)]:
         raise DataError(
-            f"{path} begins with {content[:4].hex()}, not {magic.hex()}: it is not an IDX file of bytes in "
-            f"{dimensions} dimensions; put the right file there"
+            f"{path} must begin with {magic.hex()}, as IDX files of bytes in {dimensions} dimensions do, got "
+            f"{content[:4].hex()}: replace it with the right file"
         )
     if len(content) < start:
         raise DataError(f"{path} is truncated in its header: {remedy}")
@@ -72,19 +72,19 @@ class MNIST(DownloadedImages):
         labels = read_idx(labels_path, 1)
         actual = KNOWN_LABELS.get(hashlib.md5(labels.tobytes(), usedforsecurity=False).hexdigest())
         if actual is not None and actual != (self.name, split):
-            raise DataError(f"{labels_path} holds the {actual[1]} labels of {actual[0]}: put {self.name}'s there")
+            raise DataError(f"{labels_path} holds the {actual[1]} labels of {actual[0]}: replace it with {self.name}'s")
         if (labels >= self.num_classes).any():
-            raise DataError(f"{labels_path} has a label {labels.max()}, not 0..{self.num_classes - 1}: get it again")
+            raise DataError(f"{labels_path}: labels must be < {self.num_classes}, got {labels.max()}: get it again")
         images = read_idx(images_path, 3)
         if images.shape[1:] != self.shape[1:]:
             size = "x".join(map(str, images.shape[1:]))
-            raise DataError(f"{images_path} holds images of {size} pixels, not 28x28: put the right file there")
+            raise DataError(f"{images_path}: images must be 28x28, got {size}: replace it with the right file")
         if len(images) != len(labels):
             raise DataError(
-                f"{images_path} has {len(images)} images, {labels_path} {len(labels)} labels: "
-                "put two files of the same split there"
+                f"{images_path} has {len(images)} images, but {labels_path} has {len(labels)} labels: "
+                "use two files of the same split"
             )
-        # a copy: the bytes of a file are read-only, a tensor is not
+        # copied, since these arrays are read-only
         return torch.tensor(images).unsqueeze(1), torch.tensor(labels, dtype=torch.int64)
 
 
@@ -97,4 +97,4 @@ class FashionMNIST(MNIST):
 
 
 class KMNIST(MNIST):
-    """Its test split alone is enough for stage "test"."""
+    """Kuzushiji-MNIST. The stage "test" needs the test files only."""

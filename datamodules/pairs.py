@@ -1,12 +1,13 @@
-"""Pairs of images that show the same in two ways, for image-to-image translation."""
+"""Pairs of images of the same scene, for image-to-image translation."""
 
 from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from datamodules.base import ImageData, Split
 from datamodules.files import DataError
@@ -21,22 +22,22 @@ Direction = Literal["a_to_b", "b_to_a"]
 class PairedImages(ImageData):
     """Batches ``(x, c)`` of targets and their sources, float32 ``(B, C, H, W)`` and ``(B, C', H, W)`` in [0, 1].
 
-    Both sides of a pair are decoded once, into one array: what moves or mirrors one moves the other. Training pairs are
-    kept ``load_size`` pixels wide and a random square of ``image_size`` is cut out of them every time (random jitter;
-    Isola et al., 2017, App. 6.2), all others are scaled to ``image_size``.
+    Both sides of a pair are decoded into one array, so that crops and flips apply to both alike. Training pairs are
+    scaled to ``load_size`` and a random square of ``image_size`` is cropped each time (random jitter; Isola et al.,
+    2017, App. 6.2); all others are scaled to ``image_size``.
 
     Args:
         data_dir: The folder; default $LIT_GENERATIVE_DATA, else ``data``.
-        image_size: Height and width of the images that a model gets.
-        load_size: The same of those that squares are cut from; default 286/256 of ``image_size``, which without jitter
-            is ``image_size`` itself.
-        direction: From side a to side b, or the other way.
+        image_size: Height and width of the images that the model sees.
+        load_size: Height and width of training images before the crop; default 286/256 of ``image_size``. Set it to
+            ``image_size`` for no jitter.
+        direction: Translate side a to side b, or the reverse.
         batch_size: Pairs per batch and process.
-        val_size: Training pairs held out for validation where there is no folder for it; default: a tenth.
-        random_flip: Mirror training pairs with probability 1/2.
-        skip_broken: Leave out pairs that cannot be read, with a line that lists them, instead of an error.
-        cache_dir: Where the arrays are kept; default ``~/.cache/lit-generative``.
-        seed: Of the splits, the order, the squares and the mirroring.
+        val_size: Training pairs held out for validation if it has no folder; default: a tenth.
+        random_flip: Mirror each training pair with probability 1/2.
+        skip_broken: Leave out pairs that cannot be read and log them, instead of raising an error.
+        cache_dir: Folder of the cache files; default ``~/.cache/lit-generative``.
+        seed: Seed of the splits, the training order, the crops and the flips.
     """
 
     shape = (3, 256, 256)
@@ -61,15 +62,14 @@ class PairedImages(ImageData):
     ) -> None:
         load_size = round(image_size * 286 / 256) if load_size is None else load_size
         if not 1 <= image_size <= load_size:
-            raise DataError(f"image_size must be >= 1, load_size not smaller; got {image_size} and {load_size}")
+            raise DataError(f"need 1 <= image_size <= load_size, got image_size={image_size}, load_size={load_size}")
         if direction not in ("a_to_b", "b_to_a"):
-            raise DataError(f"direction is a_to_b or b_to_a, not {direction}")
+            raise DataError(f"direction must be 'a_to_b' or 'b_to_a', got {direction!r}")
         self.shape = (self.channels_b if direction == "a_to_b" else self.channels_a, image_size, image_size)
         super().__init__(data_dir, batch_size, val_size, resize="resize", random_flip=random_flip, seed=seed)
         self.image_size, self.load_size = image_size, load_size
         self.direction, self.skip_broken = direction, skip_broken
         self.cache = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "pairs"
-        self._found: dict[str, list[Files]] | None = None
 
     @property
     def source_channels(self) -> int:
@@ -77,68 +77,60 @@ class PairedImages(ImageData):
         return self.channels_a if self.direction == "a_to_b" else self.channels_b
 
     @property
-    def channels_beside(self) -> int:
-        """Channels that are stored beside both sides and that no model sees."""
+    def extra_channels(self) -> int:
+        """Further channels that are stored with the two sides and that no model sees."""
         return 0
 
     @abstractmethod
     def find_pairs(self) -> dict[str, list[Files]]:
-        """The files of every pair, by split: ``train``, ``test`` and perhaps ``val``."""
+        """The files of every pair by split: ``train``, ``test`` and optionally ``val``."""
 
     @abstractmethod
     def read_pair(self, files: Files, size: int) -> np.ndarray:
-        """Both sides and what is beside them, levels ``(channels, size, size)``; ValueError says why there are none."""
+        """Decode side a, side b and further channels as uint8 ``(channels, size, size)``, or raise a ValueError."""
 
     # ---- files
 
     def prepare_data(self) -> None:
-        """Decode all pairs, unless that was done (Lightning: in one process per node)."""
+        """Decode the pairs into the cache files, unless these are up to date (Lightning: in one process per node)."""
         for split in ("train", "val", "test"):
             self._open(split)
 
-    def _folders(self) -> dict[str, list[Files]]:
-        if self._found is None:
-            try:
-                self._found = self.find_pairs()
-            except OSError as error:
-                raise DataError(f"{self.data_dir} cannot be read ({error.strerror}): check its permissions") from error
-        return self._found
+    @cached_property
+    def _found(self) -> dict[str, list[Files]]:
+        try:
+            return self.find_pairs()
+        except OSError as error:
+            raise DataError(f"{self.data_dir} cannot be read ({error.strerror}): check its permissions") from error
 
     def _open(self, split: str) -> tuple[Tensor, Tensor]:
-        """Pairs, uint8 ``(N, channels, size, size)``, mapped, and the numbers of those that make the split."""
+        """Pairs, uint8 ``(N, channels, size, size)``, memory-mapped, and the indices of those in the split."""
         size = self.load_size if split == "train" else self.image_size
-        shape = (self.channels_a + self.channels_b + self.channels_beside, size, size)
-        recipe, found = f"{type(self).__name__}, {self.describe_pair()}, {split}", self._folders()
+        shape = (self.channels_a + self.channels_b + self.extra_channels, size, size)
+        recipe, found = f"{type(self).__name__}, {self.describe_pair()}, {split}", self._found
         files, rows = found.get(split, []), None
         if split != "test" and "val" not in found:
             train, val = self._split(len(found["train"]))
             if split == "train":
-                rows = train  # of a file that all splits share
+                rows = train  # of a cache file that also holds the validation pairs
             else:
                 files, recipe = [found["train"][i] for i in val], f"{recipe}, {len(val)} by seed {self.seed}"
         if not files:
             return torch.zeros(0, *shape, dtype=torch.uint8), torch.arange(0)
-        pairs, whole = cached(
+        pairs, readable = cached(
             files, shape, lambda paths: self.read_pair(paths, size), recipe, self.cache, self.skip_broken
         )
-        good = torch.zeros(len(pairs), dtype=torch.bool)
-        good[whole] = True
         rows = torch.arange(len(pairs)) if rows is None else rows
-        return pairs, rows[good[rows]]
+        return pairs, rows[readable[rows]]
 
     def describe_pair(self) -> str:
-        """What `read_pair` makes of a pair beside its size, in words: each has a file of its own."""
+        """How `read_pair` decodes a pair, apart from its size, in words; part of the cache's key."""
         return "pairs"
-
-    def drawn(self, count: int, held_out: int) -> tuple[list[int], list[int]]:
-        """Of so many pairs the numbers of those held out, drawn by the seed, and of the others."""
-        order = torch.randperm(count, generator=Generator().manual_seed(self.seed)).tolist()
-        return order[:held_out], order[held_out:]
 
     # ---- splits
 
     def setup(self, stage: str | None = None) -> None:
-        """Map what the stage needs."""
+        """Map the splits that the stage needs into memory."""
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         for name in needed.get(stage or "", ("train", "val", "test")):
             if name not in self._sets:
@@ -146,13 +138,13 @@ class PairedImages(ImageData):
                 self._sets[name] = pairs, torch.arange(len(pairs))
 
     def stored(self, split: Split) -> tuple[Tensor, Tensor]:
-        """The targets of a split, in memory, and their numbers."""
+        """The targets of a split, copied into memory, and their indices."""
         pairs, rows = self._open(split)
         return self._sides(pairs)[0][rows], torch.arange(len(rows))
 
     def _sides(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Target and source, as stored."""
-        a, b, _ = pairs.split([self.channels_a, self.channels_b, self.channels_beside], 1)
+        a, b, _ = pairs.split([self.channels_a, self.channels_b, self.extra_channels], 1)
         return (b, a) if self.direction == "a_to_b" else (a, b)
 
     # ---- loaders
@@ -163,7 +155,7 @@ class PairedImages(ImageData):
         return loader
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Levels to floats, target and source, after the transfer."""
+        """Turn the levels of target and source into floats after the transfer."""
         target, source = self._sides(batch[0])
         return from_uint8(target), from_uint8(source)
 

@@ -1,6 +1,6 @@
-"""Small sprites of which everything is known: every combination of five factors, drawn here.
+"""Small sprites with known factors of variation: every combination of five factors, drawn here.
 
-In the manner of dSprites (Matthey et al., 2017), smaller: 3 shapes, 4 sizes, 10 orientations, 12 x 12 places.
+A smaller dSprites (Matthey et al., 2017): 3 shapes, 4 sizes, 10 orientations, 12 x 12 positions.
 """
 
 from functools import cache
@@ -13,16 +13,19 @@ from datamodules.base import ImageData, Split
 from datamodules.loader import fixed_generator
 
 FACTORS = {"shape": 3, "size": 4, "orientation": 10, "x": 12, "y": 12}
-SIDE, RADIUS, FIRST, FINE = 28, 6.0, 8, 3  # pixels; of the largest; least centre; points along a pixel's side
+SIDE = 28  # pixels
+RADIUS = 6.0  # of the largest sprite, in pixels
+FIRST = 8  # the smallest coordinate of a centre
+FINE = 3  # sample points along the side of a pixel
 
 
 def factors() -> Tensor:
-    """The factors of every image, in the images' order, int64 ``(17280, 5)``."""
+    """The factors of every image of `draw`, int64 ``(17280, 5)``."""
     return torch.tensor(list(product(*map(range, FACTORS.values()))))
 
 
 def sprite(shape: int, size: int, orientation: int) -> Tensor:
-    """One sprite, its centre at the pixel (FIRST, FIRST), bool ``(28, 28)``."""
+    """One sprite, centred at pixel (FIRST, FIRST), bool ``(28, 28)``."""
     points = (torch.arange(SIDE * FINE) + 0.5) / FINE - 0.5 - FIRST
     y, x = torch.meshgrid(points, points, indexing="ij")
     angle = torch.tensor(2 * torch.pi * orientation / FACTORS["orientation"])
@@ -43,16 +46,16 @@ def draw() -> Tensor:
     still = torch.stack(
         [sprite(*kind) for kind in product(*(range(FACTORS[f]) for f in ("shape", "size", "orientation")))]
     )
-    places = product(range(FACTORS["x"]), range(FACTORS["y"]))
-    images = torch.stack([still.roll((y, x), (1, 2)) for x, y in places], 1)  # (120, 144, 28, 28)
+    positions = product(range(FACTORS["x"]), range(FACTORS["y"]))
+    images = torch.stack([still.roll((y, x), (1, 2)) for x, y in positions], 1)  # (120, 144, 28, 28)
     return images.flatten(0, 1).unsqueeze(1).to(torch.uint8) * 255
 
 
 class Sprites(ImageData):
-    """Labels are the shape: square, ellipse, heart. The test images are all of them, with those trained on.
+    """Sprites labelled by shape: square, ellipse, heart. The test split is all images, including those trained on.
 
-    ``factors`` holds what each of the test images shows, int64 ``(17280, 5)``; they are in a fixed random order, so
-    that any batch shows something of everything. Binarisation changes nothing but the number of levels.
+    ``factors`` are those of each test image, int64 ``(17280, 5)``. The test images are in a fixed random order, so that
+    every batch mixes all factors. Binarisation changes nothing but the number of levels.
     """
 
     shape = (1, SIDE, SIDE)

@@ -73,7 +73,7 @@ def test_cifar10_checksum(tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch)
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(DataError, match=r"data_batch_3 has MD5 .*get it again"):
+    with pytest.raises(DataError, match=r"data_batch_3 must have MD5 .*get it again"):
         make(tmp_path, CIFAR10)
     make(tmp_path, CIFAR10, "test")
 
@@ -85,7 +85,7 @@ def test_cifar10_never_executes_a_pickle(tmp_path, monkeypatch):
 
     content = pickle.dumps(Malicious(), 2)
     write_cifar(tmp_path, monkeypatch, {"test_batch": content})
-    with pytest.raises(DataError, match=r"test_batch was not read: it asks for \w+\.mkdir"):
+    with pytest.raises(DataError, match=r"test_batch was not read: it calls \w+\.mkdir"):
         make(tmp_path, CIFAR10, "test")
     assert not (tmp_path / "executed").exists()
     pickle.load(io.BytesIO(content))  # it was a real one

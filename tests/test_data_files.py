@@ -117,7 +117,7 @@ def test_download_is_moved_into_place_whole_and_once(tmp_path, monkeypatch):
 def test_a_folder_with_some_files_is_left_alone(tmp_path):
     raw = write_idx(tmp_path / "KMNIST" / "raw", ["t10k"])
     assert len(images(make(tmp_path, KMNIST, "test"), "test")) == 20
-    with pytest.raises(DataError, match=r"train-images-idx3-ubyte is missing, though other files of KMNIST"):
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte is missing, but other files of KMNIST"):
         make(tmp_path, KMNIST, "fit", download=True)
     assert len(list(raw.iterdir())) == 2
 
@@ -132,17 +132,17 @@ def test_a_folder_with_some_files_is_left_alone(tmp_path):
         ("images-idx3", idx(bytes(60 * 784 + 1), 60, 28, 28), "1 bytes too long"),
         ("images-idx3", idx([], 60, 28, 28)[:9], "truncated in its header"),
         ("images-idx3", b"", "truncated in its header"),
-        ("images-idx3", b"<html>", "begins with 3c68746d, not 00000803"),
-        ("images-idx3", idx(bytes(60), 60), "begins with 00000801, not 00000803"),
-        ("images-idx3", idx(bytes(60 * 1024), 60, 32, 32), "32x32 pixels, not 28x28"),
-        ("images-idx3", idx(bytes(59 * 784), 59, 28, 28), "59 images, .*train-labels-idx1-ubyte 60 labels"),
-        ("labels-idx1", idx([10] * 60, 60), "has a label 10, not 0..9"),
+        ("images-idx3", b"<html>", "must begin with 00000803, .* got 3c68746d"),
+        ("images-idx3", idx(bytes(60), 60), "must begin with 00000803, .* got 00000801"),
+        ("images-idx3", idx(bytes(60 * 1024), 60, 32, 32), "images must be 28x28, got 32x32"),
+        ("images-idx3", idx(bytes(59 * 784), 59, 28, 28), "59 images, .*train-labels-idx1-ubyte has 60 labels"),
+        ("labels-idx1", idx([10] * 60, 60), "labels must be < 10, got 10"),
         ("labels-idx1", idx(bytes(60), 60)[:-1], "truncated: 1 bytes are missing"),
     ],
 )
 def test_damaged_files(tmp_path, name, content, message):
     (write_idx(tmp_path / "MNIST" / "raw") / f"train-{name}-ubyte").write_bytes(content)
-    with pytest.raises(DataError, match=rf"train-{name}-ubyte .*{message}"):
+    with pytest.raises(DataError, match=rf"train-{name}-ubyte:? .*{message}"):
         make(tmp_path)
 
 

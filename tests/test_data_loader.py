@@ -100,7 +100,7 @@ def test_the_position_is_right_without_asking_for_more_than_the_last_batch():
 
 
 def test_steps_may_change_in_size_between_epochs_only():
-    with pytest.raises(ValueError, match="within an epoch with 8 images a step, and here are 16"):
+    with pytest.raises(ValueError, match=r"within an epoch, batch_size \* processes must be as before, 8, got 16"):
         (larger := make(batch_size=16)).load_state_dict({"epoch": 0, "position": 2, "step": 8})
         seen(larger)
     (halves := make(batch_size=4, world_size=2)).load_state_dict({"epoch": 0, "position": 2, "step": 8})

@@ -100,7 +100,7 @@ def test_the_trainer_says_which_rank(tmp_path):
     assert (data.train_dataloader().rank, len(data.train_dataloader())) == (1, 2)
     assert sum(len(c) for _, c in data.test_dataloader()) == 10
     data.trainer.world_size = 6
-    with pytest.raises(DataError, match="fewer than batch_size"):
+    with pytest.raises(DataError, match=r"need batch_size \* processes = "):
         data.train_dataloader()
 
 
@@ -147,13 +147,13 @@ def test_under_lightning(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 16}, "cannot pad 28 pixels to 16: use resize='resize'"),
-        ({"val_size": 60}, "val_size=60 leaves none of 60 images"),
+        ({"image_size": 16}, "image_size must be >= 28 to pad, got 16: use resize='resize'"),
+        ({"val_size": 60}, "val_size must be smaller than the number of images, 60; got 60"),
         ({"val_size": -1}, "val_size and seed >= 0"),
         ({"batch_size": 0}, "batch_size and image_size must be >= 1"),
         ({"resize": "crop"}, "resize='crop'"),
         ({"binarize": "yes"}, "binarize='yes'"),
-        ({"batch_size": 51}, "50 training images, fewer than batch_size"),
+        ({"batch_size": 51}, r"need batch_size \* processes = 51 training images, got 50: lower batch_size"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path, options, message):

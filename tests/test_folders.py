@@ -77,18 +77,18 @@ def test_a_folder_for_training_alone_gives_all_three_splits(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (("train", "bus", "car"), r"look like splits \(train\), beside bus, car: .* if they are classes, rename them"),
+        (("train", "bus", "car"), r"look like splits \(train\) next to bus, car: .* if they are classes, rename them"),
         (("train", "val", "test2017"), r"look like splits \(train, val, test2017\)"),
         (("train2017", "val2017"), r"look like splits \(train2017, val2017\)"),
-        (("seg_train", "seg_test", "seg_pred"), r"look like splits \(seg_test, seg_train\), beside seg_pred"),
+        (("seg_train", "seg_test", "seg_pred"), r"look like splits \(seg_test, seg_train\) next to seg_pred"),
         (("TrainSet", "TestSet"), "look like splits"),
         (("train", "val", "valid"), r"two folders for one split \(train, val, valid\)"),
         (("test", "val"), "folders for test and val, but none for training"),
         (
             ("archive/train", "archive/test"),
-            r"archive, which would be a class, .*: name .*archive as data_dir",
+            r"archive would be a class, .*: set data_dir to .*archive, or",
         ),
-        (("bottle/train", "cable/train"), "which would be a class, has a folder train that looks like a split"),
+        (("bottle/train", "cable/train"), "would be a class, but has a folder train that looks like a split"),
     ],
 )
 def test_what_looks_like_splits_is_never_taken_for_classes(folders, message, tmp_path):
@@ -104,9 +104,9 @@ def test_a_split_whose_folder_is_empty_is_not_drawn_from_another(tmp_path):
     for name in ("set/Test/a", "pairs/testA", "pairs/testB"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "0.heic").write_text("")
-    with pytest.raises(DataError, match=r"set has no images that can be read in Test \(1 \.heic; "):
+    with pytest.raises(DataError, match=r"set has no readable images in Test \(1 \.heic; "):
         load(tmp_path / "set")
-    with pytest.raises(DataError, match=r"pairs has no images that can be read in testA, testB \(2 \.heic; "):
+    with pytest.raises(DataError, match=r"pairs has no readable images in testA, testB \(2 \.heic; "):
         paired(tmp_path / "pairs")
 
 
@@ -155,9 +155,9 @@ def test_what_is_left_out_is_counted_and_classes_that_vanish_are_named(tmp_path,
         (tmp_path / "set" / name).write_text("")
     (tmp_path / "set" / "bird").mkdir()
     load(tmp_path / "set")
-    for part in ("2 .heic", "1 .mpg", "1 .eps", "1 without an ending", "no images in bird, dog"):
+    for part in ("2 .heic", "1 .mpg", "1 .eps", "1 without an extension", "no images in bird, dog"):
         assert part in caplog.text
-    with pytest.raises(DataError, match=r"dog has no images that can be read \(it has 2 \.heic\)"):
+    with pytest.raises(DataError, match=r"dog has no readable images \(it has 2 \.heic\)"):
         load(tmp_path / "set" / "dog")
 
 
@@ -188,13 +188,13 @@ def test_16_bits_that_would_become_black_are_named_every_time(tmp_path):
         (tmp_path / "set").mkdir(exist_ok=True)
         Image.fromarray(levels).save(tmp_path / "set" / f"{i}.png")
     for _ in range(2):  # decoded, and from the file
-        with pytest.warns(UserWarning, match=r"^1 images of 16 bits .*nearly black: \S*0\.png \(up to 4,095\);"):
+        with pytest.warns(UserWarning, match=r"^1 16-bit images .*nearly black: \S*0\.png \(up to 4,095\);"):
             load(tmp_path / "set")
     for i in range(4):
         save(tmp_path / "pairs" / "A" / f"{i}.png", 200)
         (tmp_path / "pairs" / "B").mkdir(exist_ok=True)
         Image.fromarray(np.full((8, 8), 900, np.uint16)).save(tmp_path / "pairs" / "B" / f"{i}.png")
-    with pytest.warns(UserWarning, match=r"images of 16 bits use few .*B/\d\.png \(up to 900\)"):
+    with pytest.warns(UserWarning, match=r"16-bit images use few .*B/\d\.png \(up to 900\)"):
         paired(tmp_path / "pairs")
 
 
@@ -215,7 +215,7 @@ def test_links_to_folders_are_read_at_any_depth(tmp_path):
     fill(tmp_path / "elsewhere", 3, first=100)
     fill(tmp_path / "set" / "a", 3)
     (tmp_path / "set" / "a" / "more").symlink_to(tmp_path / "elsewhere")
-    with pytest.warns(UserWarning, match="3 images of .* are links to elsewhere"):
+    with pytest.warns(UserWarning, match="3 images in .* are links to files outside it"):
         data = load(tmp_path / "set")
     assert len(data._opened[1]) == 6
 
@@ -224,7 +224,9 @@ def test_links_to_folders_are_read_at_any_depth(tmp_path):
 def test_a_folder_that_comes_twice_by_a_link_is_named(target, tmp_path, caplog):
     fill(tmp_path / "set" / "a", 4)
     (tmp_path / "set" / "z").symlink_to(tmp_path / "set" / target)
-    with pytest.raises(DataError, match=rf"set/z is a link to \S*{target or 'set'}, whose images would count twice"):
+    with pytest.raises(
+        DataError, match=rf"set/z is a link to \S*{target or 'set'}, whose images would be counted twice"
+    ):
         load(tmp_path / "set")
     data = load(tmp_path / "set", skip_broken=True)
     assert data.classes == ["a"] and len(data._opened[1]) == 4 and "left out: " in caplog.text
@@ -237,7 +239,7 @@ def test_links_to_nowhere_are_named_or_skipped(tmp_path, caplog):
     with pytest.raises(DataError, match=r"2 of 6 images cannot be read: \S*lost\.png \(.*No such file.*round\.png"):
         load(tmp_path / "set")
     (tmp_path / "set" / "b").symlink_to(tmp_path / "gone")
-    with pytest.raises(DataError, match=r"set/b is a link to \S*gone, which is not there: remove it"):
+    with pytest.raises(DataError, match=r"set/b is a link to \S*gone, which does not exist: remove it"):
         load(tmp_path / "set")
     data = load(tmp_path / "set", skip_broken=True)
     assert sorted(level for split in ("train", "val", "test") for level in levels(data, split)) == [0, 1, 2, 3]
@@ -299,9 +301,9 @@ def test_pairs_for_training_alone_give_all_three_splits(tmp_path):
     ("folders", "message"),
     [
         (("testA", "testB"), "folders for test, but none for training"),
-        (("trainA", "testA", "testB"), "trainA is there, but not one of side B, the other halves"),
-        (("input", "target"), r"no pairs: .* folders A and B .*\(it has 4 images in input, 4 images in target\)"),
-        (("trainA", "trainB", "train/A"), "train/A and .*trainA are both for the same: leave one"),
+        (("trainA", "testA", "testB"), "trainA needs a folder of the same images of side B: add it"),
+        (("input", "target"), r"no pairs \(it has 4 images in input, 4 images in target\): .* folders A and B "),
+        (("trainA", "trainB", "train/A"), "train/A and .*trainA are for the same images: keep one of them"),
     ],
 )
 def test_layouts_that_are_not_known_are_hinted_at(folders, message, tmp_path):

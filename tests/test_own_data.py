@@ -111,7 +111,7 @@ def test_fewer_test_images_than_processes_are_refused(data_dir, monkeypatch):
     data = FashionMNIST(data_dir=str(data_dir))
     data.setup("test")
     monkeypatch.setattr(FashionMNIST, "_ranks", lambda self: (0, 41))
-    with pytest.raises(DataError, match="40 test images, fewer than processes: use fewer"):
+    with pytest.raises(DataError, match="41 processes need as many test images, got 40: use fewer"):
         data.test_dataloader()
 
 

@@ -130,11 +130,14 @@ def test_classes_that_are_not_evaluated_do_not_count(streets, small):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root, s: Cityscapes(str(root / "pairs"), labels="ids", **s), "labels ids need the official archives"),
+        (
+            lambda root, s: Cityscapes(str(root / "pairs"), labels="ids", **s),
+            "labels='ids' needs the official archives",
+        ),
         (lambda root, s: Cityscapes(str(root), **s), "put the unpacked leftImg8bit and gtFine there"),
-        (lambda root, s: Cityscapes(direction="photo_to_labels", labels="ids", **s), "leave labels at color"),
-        (lambda root, s: Cityscapes(direction="both", **s), "no such choice"),
-        (lambda root, s: Cityscapes(load_size=8, **s), "load_size not smaller"),
+        (lambda root, s: Cityscapes(direction="photo_to_labels", labels="ids", **s), "labels must be 'color' to be"),
+        (lambda root, s: Cityscapes(direction="both", **s), "direction must be .*; got direction='both'"),
+        (lambda root, s: Cityscapes(load_size=8, **s), "need 1 <= image_size <= load_size"),
     ],
 )
 def test_what_cannot_be_is_said(make, message, streets, small):
@@ -147,16 +150,18 @@ def test_missing_halves_of_the_archives_are_named(streets, small, tmp_path):
     shutil.copytree(streets / "archives", root)
     lost = next((root / "gtFine" / "train").rglob("*_color.png"))
     lost.unlink()
-    with pytest.raises(DataError, match=f"1 images have no labels: .*{lost.name}"):
+    with pytest.raises(DataError, match=f"1 files of labels are missing: .*{lost.name}"):
         Cityscapes(str(root), **small).prepare_data()
     photo = next((root / "leftImg8bit" / "train").rglob(f"{lost.name.removesuffix('_gtFine_color.png')}*"))
     photo.unlink()  # now neither is there
     alone = next((root / "leftImg8bit" / "val").rglob("*.png"))
     alone.unlink()
-    with pytest.raises(DataError, match=f"1 labels have no image: .*{alone.name.removesuffix('_leftImg8bit.png')}"):
+    with pytest.raises(
+        DataError, match=f"1 files of labels have no image: .*{alone.name.removesuffix('_leftImg8bit.png')}"
+    ):
         Cityscapes(str(root), **small).prepare_data()
     shutil.rmtree(root / "gtFine")
-    with pytest.raises(DataError, match="unpack the two archives side by side"):
+    with pytest.raises(DataError, match="train in both leftImg8bit and gtFine: unpack the two archives there"):
         Cityscapes(str(root), **small).prepare_data()
 
 
@@ -224,7 +229,7 @@ def test_an_odd_half_a_missing_half_and_a_broken_one_are_named(tmp_path, small):
     fill(root, "side by side")
     save(root / "train" / "odd.png", np.zeros((8, 15, 3), np.uint8))
     (root / "train" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"2 of 12 images .*broken\.png.*15x8 pixels are not"):
+    with pytest.raises(DataError, match=r"2 of 12 images .*broken\.png.*15x8 pixels cannot be halved"):
         PairedFolder(str(root), **small).prepare_data()
     whole = PairedFolder(str(root), skip_broken=True, **small)
     whole.prepare_data()
@@ -234,10 +239,10 @@ def test_an_odd_half_a_missing_half_and_a_broken_one_are_named(tmp_path, small):
     root = tmp_path / "two"
     fill(root, "A and B")
     (root / "B" / "7.png").unlink()
-    with pytest.raises(DataError, match=r"(?s)1 images have no other half \(12 in .*, 11 in .*7\.png"):
+    with pytest.raises(DataError, match=r"(?s)1 images have no counterpart \(12 in .*, 11 in .*7\.png"):
         PairedFolder(str(root), **small).prepare_data()
     shutil.rmtree(root / "B")
-    with pytest.raises(DataError, match=r"but not .*B, the other halves"):
+    with pytest.raises(DataError, match=r"needs a folder .*of side B: add it"):
         PairedFolder(str(root), **small).prepare_data()
     with pytest.raises(DataError, match="there is no folder"):
         PairedFolder(str(tmp_path / "nowhere"), **small).prepare_data()
@@ -249,14 +254,18 @@ def test_an_odd_half_a_missing_half_and_a_broken_one_are_named(tmp_path, small):
 def test_sides_of_two_shapes_and_two_formats_of_one_name_are_named(tmp_path, streets, small):
     fill(tmp_path / "data", "A and B")
     save(tmp_path / "data" / "A" / "3.png", np.zeros((20, 60, 3), np.uint8))
-    with pytest.raises(DataError, match=r"1 of 11 images .*3\.png .*60x20 and 20x20 pixels are of two shapes"):
+    with pytest.raises(DataError, match=r"1 of 11 images .*3\.png .*60x20 and 20x20 pixels differ in aspect ratio"):
         PairedFolder(str(tmp_path / "data"), **small | {"val_size": 0}, seed=1).prepare_data()
     save(tmp_path / "data" / "A" / "3.bmp", np.zeros((20, 20, 3), np.uint8))
-    with pytest.raises(DataError, match=r"A has several images of one name in several formats: 3\.bmp"):
+    with pytest.raises(DataError, match=r"A has images of the same name in several formats: 3\.bmp"):
         PairedFolder(str(tmp_path / "data"), **small).prepare_data()
     for layout, path, message in (
         ("pairs", "val/1.png", "40x30 pixels are not two squares"),
-        ("archives", "leftImg8bit/val/drawn/drawn_000000_000000_leftImg8bit.png", "40x30 and 64x64 pixels differ"),
+        (
+            "archives",
+            "leftImg8bit/val/drawn/drawn_000000_000000_leftImg8bit.png",
+            "the photo is 40x30, its labels 64x64",
+        ),
     ):
         shutil.copytree(streets / layout, tmp_path / layout)
         changed = next((tmp_path / layout).glob(path.replace("drawn_000000_000000", "*").replace("drawn/", "*/")), None)
@@ -303,7 +312,7 @@ def test_fewer_held_out_pairs_than_processes_are_refused(tmp_path, small, monkey
     data = PairedFolder(str(tmp_path / "data"), **small | {"val_size": 1})
     data.setup()
     monkeypatch.setattr(PairedFolder, "_ranks", lambda self: (0, 2))
-    with pytest.raises(DataError, match="1 validation images, fewer than processes: raise val_size"):
+    with pytest.raises(DataError, match="2 processes need as many validation images, got 1: raise val_size"):
         data.val_dataloader()
 
 
