@@ -77,7 +77,7 @@ def test_the_decoder_gives_the_encoders_size_back(layout, size):
 
 
 def test_too_many_convolutions_are_named():
-    with pytest.raises(ValueError, match="5 convolutions of stride 2 leave nothing of 28 pixels"):
+    with pytest.raises(ValueError, match="5 convolutions of stride 2 are too many for 28 pixels"):
         VAE(network="conv4", hidden=(4, 4, 4, 4, 4, 8))
 
 

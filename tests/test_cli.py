@@ -403,7 +403,7 @@ def test_samples_take_the_models_own_options(run, tmp_path, capsys):
     run("sample", f"--ckpt_path={ckpt}", "--n=3", "--output=a.npz", "--options.temperature=0")
     images = arrays(tmp_path / "a.npz")["images"]
     assert (images == images[:1]).all()
-    with pytest.raises(SystemExit, match=r"RealNVP has no option steps of samples: it has \['temperature'\]"):
+    with pytest.raises(SystemExit, match=r"RealNVP has no sampling option steps: it has \['temperature'\]"):
         run("sample", f"--ckpt_path={ckpt}", "--output=b.npz", "--options.steps=5")
 
 

@@ -65,5 +65,5 @@ def test_layers_of_the_pixel_shuffling_generator():
     shapes = [tuple(p.shape) for name, p in model.discriminator.named_parameters() if p.dim() > 1]
     assert shapes == [(64, 1, 4, 4), (128, 64, 4, 4), (512, 6272), (1, 512)]
     assert model.eval().sample(1).shape == (1, 1, 28, 28)
-    with pytest.raises(ValueError, match=r"28x28 pixels with a width that is a multiple of 8; got \(28, 28\) and 12"):
+    with pytest.raises(ValueError, match=r"28x28 pixels and a width divisible by 8, got \(28, 28\) and 12"):
         DCGAN(network="pixel_shuffle", width=12)

@@ -108,7 +108,7 @@ def test_torchrun_starts_the_job_again_from_its_last_checkpoint(undisturbed, dat
     environment = on(data_dir) | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": 1}
     done = processes.run(elastic, "rank", 3, TWO, folder=tmp_path, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "going on from runs/killed/version_0/checkpoints/last.ckpt, step 2" in done.stderr
+    assert "continuing from runs/killed/version_0/checkpoints/last.ckpt, step 2" in done.stderr
     (run,) = (tmp_path / "runs" / "killed").iterdir()
     assert_ends_as(undisturbed, run)
 

@@ -183,7 +183,7 @@ def test_a_folder_of_checkpoints_is_that_of_one_run(run):
     assert files("mine") == before
 
 
-@pytest.mark.filterwarnings("ignore:the run goes on with other arguments")
+@pytest.mark.filterwarnings("ignore:the resumed run changes arguments")
 def test_settings_are_kept_whenever_a_run_goes_on(run):
     run("fit")
     before = files(RUN)

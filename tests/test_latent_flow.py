@@ -135,7 +135,7 @@ def test_what_cannot_work_is_said_at_the_start(data, tmp_path):
         trainer(tmp_path, max_steps=1, logger=False).fit(small(), datamodule=data)
     with pytest.raises(ValueError, match="drop EarlyStopping"):
         trainer(tmp_path, callbacks=[EarlyStopping("val/loss")], logger=False).fit(small(), datamodule=data)
-    with pytest.raises(ValueError, match="a coupling needs at least two numbers, got 1"):
+    with pytest.raises(ValueError, match="a coupling needs vectors of dimension >= 2, got 1"):
         small(latent=1)
     model = small()
     model._trainer = Mock(strategy=DDPStrategy(), datamodule=None, precision="32-true", max_epochs=1)

@@ -91,9 +91,9 @@ LINES = {
     "clipping": ("VAE", ["--trainer.gradient_clip_val=-1"], "gradient_clip_val.*NonNegativeFloat"),
     "lines": ("VAE", ["--trainer.log_every_n_steps=-1"], "log_every_n_steps.*NonNegativeInt"),
     "a probability": ("DDPM", ["--model.dropout=2"], "dropout must be in \\[0, 1\\], got 2.0"),
-    "null": ("BetaVAE", ["--model.latent=null"], "BetaVAE: latent is null, but needs a value"),
+    "null": ("BetaVAE", ["--model.latent=null"], "BetaVAE: latent must have a value, got null"),
     "null for the data": ("VAE", ["--data.batch_size=null"], "FashionMNIST: batch_size is null"),
-    "no text": ("VAE", ["--config=damaged.yaml"], "damaged.yaml is not UTF-8 text, from its byte 7 on"),
+    "no text": ("VAE", ["--config=damaged.yaml"], "damaged.yaml is not UTF-8 text, from byte 7 on"),
     "no list": ("VAE", ["--model.hidden=64"], r'"hidden": Expected a list, as in \[64\]'),
     "no brackets": ("VAE", ["--model.hidden=64,32"], r'"hidden": Expected a list, as in \[64,32\]'),
     "no data set": ("VAE", ["--data=ImageData"], "choose from CIFAR10, Cityscapes, FashionMNIST, ImageFolder, KMNIST, "
@@ -160,6 +160,6 @@ def test_suffixes_and_options_of_samples(fit, tmp_path):
     with np.load(tmp_path / "x.NPZ") as file:
         assert file["images"].shape == (2, 28, 28, 1)
     for name, given, wanted in (("steps", "2.5", "an int"), ("steps", "many", "an int"), ("eta", "x", "a number")):
-        with pytest.raises(SystemExit, match=f"error: --options.{name} takes {wanted}, not {given}"):
+        with pytest.raises(SystemExit, match=f"error: --options.{name} must be {wanted}, got {given}"):
             train.main([*sample, "--output=y.png", f"--options.{name}={given}"])
     assert not (tmp_path / "y.png").exists()

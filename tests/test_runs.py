@@ -173,7 +173,7 @@ def test_a_run_does_not_go_on_with_other_data(data_dir, tmp_path, monkeypatch):
     train.main(ARGS)
     run = tmp_path / "runs" / "killed" / "version_0"
     before = (run / "checkpoints" / "last.ckpt").read_bytes()
-    with pytest.raises(SystemExit, match=r"trained on other data \(val_size=16\): give this one another --name"):
+    with pytest.raises(SystemExit, match=r"trained on other data \(val_size=16\): choose another --name"):
         train.main([*ARGS, "--data.val_size=20", "--trainer.max_epochs=4"])
     with pytest.raises(SystemExit, match=r"trained on other data \(FashionMNIST"):
         train.main([*ARGS, "--data=MNIST", "--trainer.max_epochs=4"])
@@ -191,7 +191,7 @@ def test_a_moved_run_goes_on_with_its_best_score(data_dir, tmp_path, monkeypatch
     monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
     train.main(ARGS)
     (tmp_path / "runs").rename(tmp_path / "moved")
-    with pytest.warns(UserWarning, match="goes on with other arguments of its model: lr 0.0, before 0.001"):
+    with pytest.warns(UserWarning, match="changes arguments of its model: lr 0.0, was 0.001"):
         train.main([*ARGS, f"--trainer.default_root_dir={tmp_path}/moved", "--trainer.max_epochs=4", "--model.lr=0.0"])
     run = tmp_path / "moved" / "killed" / "version_0" / "checkpoints"
     (saved,) = [v for k, v in state_of(run / "last.ckpt").items() if "val/loss" in k]
@@ -245,7 +245,7 @@ def test_a_disk_that_fills_leaves_whole_rows(name, tmp_path, monkeypatch):
 
 def test_resuming_says_what_it_cannot(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="--resume goes on with training: it is for fit"):
+    with pytest.raises(SystemExit, match="--resume continues training: use it with fit, not test"):
         train.main(["test", *ARGS[1:]])
     with pytest.raises(SystemExit, match="--resume finds the checkpoint in the run's folder: leave out --ckpt_path"):
         train.main([*ARGS, "--checkpoint.dirpath=elsewhere"])

@@ -22,7 +22,7 @@ from callbacks import Progress, Report
 from callbacks.reporting import _screen
 from callbacks.reporting._lines import duration, number, numbers, position, total_steps, wrapped
 from datamodules import FashionMNIST
-from lit_generative.cli.messages import IGNORED, calm
+from lit_generative.cli.messages import IGNORED, concise_output
 from lit_generative.errors import UserError
 from lit_generative.models.vae import VAE
 
@@ -157,7 +157,7 @@ def test_a_run_that_goes_on_within_an_epoch_begins_there(run, monkeypatch):
     monkeypatch.setattr("callbacks.reporting.progress.Pace", Recorded)
     run(*FIT, *TINY, "--trainer.max_steps=3", "--trainer.val_check_interval=3")
     out, err = run(*FIT, *TINY, "--resume")
-    assert err == [f"going on from {LAST}, step 3"]
+    assert err == [f"continuing from {LAST}, step 3"]
     assert [line.split() for line in out if line.startswith("checkpoint")] == [["checkpoint", LAST]]
     assert begun == [(1, 0), (1, pytest.approx(0.3))]
     assert shares(out) == [*range(40, 101, 10)] and len([line for line in out if "  val  " in line]) == 2
@@ -402,7 +402,7 @@ def test_lightnings_messages_are_left_out_and_ours_are_not(capsys):
     loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     for debug in (False, True):
-        with calm(debug):
+        with concise_output(debug):
             seed_everything(3)
             rank_zero_info("ours")
             Timer("00:00:00:00", verbose=True)._check_time_remaining(
@@ -418,11 +418,11 @@ def test_lightnings_messages_are_left_out_and_ours_are_not(capsys):
 
 def test_warnings_take_one_line_and_some_none():
     form = warnings.formatwarning
-    with calm(debug=False):
+    with concise_output(debug=False):
         assert warnings.formatwarning("two\n  lines", UserWarning, "a.py", 3) == "warning: two lines\n"
         warnings.warn("the 'predict_dataloader' does not have many workers which", UserWarning, stacklevel=1)
         with pytest.raises(UserWarning, match="of ours"):
             warnings.warn("one of ours", UserWarning, stacklevel=1)
-    with calm(debug=True), pytest.raises(UserWarning, match="many workers"):
+    with concise_output(debug=True), pytest.raises(UserWarning, match="many workers"):
         warnings.warn("the 'predict_dataloader' does not have many workers which", UserWarning, stacklevel=1)
     assert warnings.formatwarning is form and len(set(IGNORED)) == len(IGNORED)

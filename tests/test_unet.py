@@ -104,7 +104,7 @@ def test_dropout_is_where_the_paper_has_it():
     ("wrong", "message"),
     [
         ({"channels": (8, 10)}, "multiples of groups"),
-        ({"patch": 0}, "at least 1"),
+        ({"patch": 0}, "patch >= 1"),
         ({"channels": ()}, "multiples of groups"),
         ({"channels": (5, 5), "groups": 5}, "must be even"),
         ({"attention_at": (2,)}, "names level 2"),

@@ -1,1 +1,1 @@
-"""What `train.py` and its subcommands share."""
+"""The command line of `train.py`."""

@@ -1,4 +1,4 @@
-"""What the command line does with a checkpoint alone, without data and without a Trainer."""
+"""Subcommands that need only a checkpoint, neither data nor a Trainer."""
 
 import inspect
 from pathlib import Path
@@ -26,17 +26,17 @@ def sample(
     label: int | None = None,
     options: dict[str, int | float | str] | None = None,
 ) -> None:
-    """Draw images from a checkpoint; nothing but the checkpoint is needed.
+    """Draw images from the model of a checkpoint.
 
     Args:
         ckpt_path: Checkpoint written by a training run.
         n: Number of images.
-        output: ``x.png`` for one grid, ``x.npz`` for a uint8 array (n, H, W, C), else a folder for one PNG each.
+        output: ``x.png`` for one grid, ``x.npz`` for a uint8 array (n, H, W, C), otherwise a folder of PNG files.
         seed: Seed of the noise.
         batch_size: Images drawn at a time.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        label: Class of the images, of a model that knows classes; default: what it learned without labels.
-        options: What else the model's ``sample`` takes: ``--options.temperature 0.7`` for a flow.
+        label: Class of the images, for a class-conditional model; default: samples without a label.
+        options: Other arguments of the model's ``sample``, such as ``--options.temperature 0.7`` for a flow.
     """
     target = Path(output)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -57,16 +57,16 @@ def sample(
         raise UserTypeError(f"a {type(model).__name__} cannot sample")
     classes = getattr(model, "classes", 0)
     if label is not None and not 0 <= label < classes:
-        raise UserError(f"label {label}: {type(model).__name__} has {classes or 'no'} classes")
+        raise UserError(f"--label {label}: {type(model).__name__} has {classes or 'no'} classes")
     chosen: Any = options or {}
     known = list(inspect.signature(model.sample).parameters)[2:]  # after n and c
     if unknown := [name for name in chosen if name not in known]:
-        raise UserError(f"{type(model).__name__} has no option {unknown[0]} of samples: it has {known or 'none'}")
+        raise UserError(f"{type(model).__name__} has no sampling option {unknown[0]}: it has {known or 'none'}")
     for name, value in chosen.items():
         hint = get_type_hints(model.sample).get(name)
         numbers = [number for number in (float, int) if number in (hint, *get_args(hint))]
         if numbers and not isinstance(value, (int, *numbers)):
-            raise UserError(f"--options.{name} takes {'an int' if numbers == [int] else 'a number'}, not {value}")
+            raise UserError(f"--options.{name} must be {'an int' if numbers == [int] else 'a number'}, got {value}")
     with forked_rng(seed, device):
         labels = None if label is None else torch.full((n,), label, device=device)
         parts = torch.arange(n).split(batch_size)
@@ -81,13 +81,13 @@ def sample(
     else:
         for i, image in enumerate(x):
             save_png(image, target / f"{i:06d}.png")
-    chosen = chosen if not classes else {"label": "none" if label is None else label} | chosen
-    said = "".join(f", {name} {value}" for name, value in chosen.items())
-    print(f"{n} samples of {type(model).__name__}{said}: {target}")
+    used = ({"label": "none" if label is None else label} if classes else {}) | chosen
+    settings = "".join(f", {name} {value}" for name, value in used.items())
+    print(f"{n} samples of {type(model).__name__}{settings}: {target}")
 
 
 def export(ckpt_path: str, output: str) -> None:
-    """Write a checkpoint's model for use elsewhere: safetensors and config.json, and its networks as programs.
+    """Export the model of a checkpoint: safetensors, config.json, and its networks as `torch.export` programs.
 
     Args:
         ckpt_path: Checkpoint written by a training run.

@@ -1,4 +1,4 @@
-"""What a checkpoint says of a run: one that the command line names, or the newest of a run that goes on."""
+"""Configuration from a checkpoint: one that the command line names, or the newest of a run to continue."""
 
 import json
 import warnings
@@ -14,20 +14,21 @@ from lit_generative.checkpoints.record import record
 from lit_generative.cli.arguments import as_list, option, same
 from lit_generative.errors import UserError
 
-FREE = ("data_dir", "batch_size", "cache_dir", "download")  # what a resumed run may change of its data
+# data arguments that may change when a run is resumed
+CHANGEABLE = ("data_dir", "batch_size", "cache_dir", "download")
 
 
 def with_checkpoint(args: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The checkpoint that arguments name, if any, and the arguments with what it says before all others."""
+    """The checkpoint of ``--ckpt_path``, if any, and the arguments with its configuration put before them."""
     path = option(args, "--ckpt_path")
     if path is None or path in ("best", "last", "hpc"):
         return None, args
     checkpoint = read_checkpoint(path)
     saved: dict[str, Any] = {}
     for key, described in (("model", model_config), ("data", data_config)):
-        mine, theirs = option(args, f"--{key}"), saved_class(checkpoint, key)
-        # other data than those of training have nothing of their arguments
-        if theirs is not None and (mine is None or mine.split(".")[-1] == theirs.split(".")[-1]):
+        given, trained = option(args, f"--{key}"), saved_class(checkpoint, key)
+        # the saved arguments mean nothing to another class, as when a model is tested on other data
+        if trained is not None and (given is None or given.split(".")[-1] == trained.split(".")[-1]):
             saved[key] = described(checkpoint)
     if args[0] == "fit":
         for key, value in record(checkpoint).get("optimization", {}).items():
@@ -38,42 +39,42 @@ def with_checkpoint(args: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def resume(config: Namespace) -> tuple[dict[str, Any] | None, int | None]:
-    """Make a run's configuration go on from the newest checkpoint of its name: that, and the number of its folder.
+    """Set a configuration to continue its run from the newest checkpoint; return that and the run's version.
 
-    Where there is none, both are None, and the run begins.
+    Both are None if there is no checkpoint yet: a new run starts.
 
     Raises:
-        ValueError: The configuration names a checkpoint, or other data than those of the run.
+        UserError: The configuration names a checkpoint, or data other than the run's.
     """
     if config.ckpt_path is not None or config.checkpoint.dirpath is not None:
         raise UserError("--resume finds the checkpoint in the run's folder: leave out --ckpt_path and dirpath")
     runs = Path(config.trainer.default_root_dir).expanduser() / config.name
     path = newest_checkpoint(runs)
     if path is None:
-        rank_zero_info(f"the newest run in {runs}, if any, has no checkpoint to go on from: beginning a new one")
+        rank_zero_info(f"the newest run in {runs}, if any, has no checkpoint to continue from: starting a new run")
         return None, None
     checkpoint, config.ckpt_path = read_checkpoint(path), str(path)
     require_same_data(checkpoint, config, path)
     before, now = model_config(checkpoint)["init_args"], config.model.init_args
     changed = [
-        f"{key} {now[key]}, before {value}"
+        f"{key} {now[key]}, was {value}"
         for key, value in before.items()
-        # an autoencoder that came from a file is described in the checkpoint
+        # a dict describes an autoencoder, which the command line names by its file
         if key in now and not isinstance(value, dict) and not same(now[key], value)
     ]
     if changed:
-        rank_zero_warn(f"the run goes on with other arguments of its model: {'; '.join(changed)}")
+        rank_zero_warn(f"the resumed run changes arguments of its model: {'; '.join(changed)}")
     for logger in as_list(config.trainer.logger):
         wandb_id = record(checkpoint).get("wandb_id")
         if getattr(logger, "class_path", "").endswith("WandbLogger") and wandb_id is not None:
-            logger.init_args.id = wandb_id  # Lightning goes on with a run of that name
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # as it should be
-    rank_zero_info(f"going on from {path}, step {checkpoint['global_step']}")
+            logger.init_args.id = wandb_id  # Lightning then continues that W&B run
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # expected here
+    rank_zero_info(f"continuing from {path}, step {checkpoint['global_step']}")
     return checkpoint, int(path.parents[1].name.removeprefix("version_"))
 
 
 def require_same_data(checkpoint: dict[str, Any], config: Namespace, path: Path) -> None:
-    """Raise a ValueError if the run of a checkpoint was trained on other data than a configuration has."""
+    """Raise a UserError if the checkpoint's run was trained on data other than the configuration's."""
     before, now = data_config(checkpoint), config.data.as_dict()
     if before is None:
         return
@@ -82,10 +83,10 @@ def require_same_data(checkpoint: dict[str, Any], config: Namespace, path: Path)
     changed += [
         f"{key}={value}"
         for key, value in before["init_args"].items()
-        if key in now["init_args"] and key not in FREE and not same(now["init_args"][key], value)
+        if key in now["init_args"] and key not in CHANGEABLE and not same(now["init_args"][key], value)
     ]
     if changed:
         raise UserError(
-            f"the run of {path} was trained on other data ({', '.join(changed)}): give this one another --name, or "
-            "the same --data arguments"
+            f"the run of {path} was trained on other data ({', '.join(changed)}): choose another --name, or "
+            "give the same --data arguments"
         )

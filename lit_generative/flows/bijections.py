@@ -2,8 +2,8 @@ r"""Bijections x -> z of images ``(B, C, H, W)`` or vectors ``(B, D)``, for dens
 
     log p_X(x) = log p_Z(f(x)) + log |det df/dx|                            Dinh et al. (2017), arXiv:1605.08803, Eq. 3
 
-Every ``forward`` gives z and the log-determinant of its Jacobian, every ``inverse`` x and its own, the negative: nats
-per image, ``(B,)``, float32 or float64 whatever autocast does to the networks inside.
+Every ``forward`` returns z and the log-determinant of its Jacobian, every ``inverse`` x and the negative of that:
+``(B,)`` in nats per image, float32 or float64 even under autocast.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from lit_generative.utils.precision import at_least_float32
 
 
 class Bijection(nn.Module):
-    """An invertible map; both ways return ``(output, log_det)`` with ``log_det`` ``(B,)``."""
+    """An invertible map; both directions return ``(output, log_det)``, ``log_det`` of shape ``(B,)``."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -27,9 +27,8 @@ class Bijection(nn.Module):
 
 
 def zero_log_det(x: Tensor) -> Tensor:
-    """The log-determinant of a map that only moves numbers, ``(B,)`` zeros."""
-    # in an exported program len(x) would be the size of its example
-    return x.new_zeros(x.shape[0])
+    """The log-determinant of a permutation of the entries: zeros ``(B,)``."""
+    return x.new_zeros(x.shape[0])  # len(x) would be a constant in an exported program
 
 
 class Chain(Bijection):
@@ -41,7 +40,6 @@ class Chain(Bijection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         total = zero_log_det(x)
-        bijection: Any
         for bijection in self.bijections:
             x, log_det = bijection(x)
             total = total + log_det
@@ -57,7 +55,7 @@ class Chain(Bijection):
 
 
 class Inverse(Bijection):
-    """A bijection the other way."""
+    """A bijection with its two directions exchanged."""
 
     def __init__(self, bijection: Bijection) -> None:
         super().__init__()
@@ -67,8 +65,7 @@ class Inverse(Bijection):
         return self.bijection.inverse(x)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = self.bijection(z)
-        return out
+        return self.bijection(z)
 
 
 # -- normalisation ---------------------------------------------------------------------------------
@@ -78,7 +75,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel over the images and pixels of all processes, ``(C,)`` each."""
     x, dims = at_least_float32(x), [d for d in range(x.dim()) if d != 1]
     if x.numel() == x.shape[1]:
-        raise UserError("a single number in each channel has no variance: train with larger batches")
+        raise UserError("batch statistics need more than one value per channel: train with larger batches")
     mean = _mean_over_ranks(x.mean(dims))
     return mean, _mean_over_ranks((x - per_channel(mean, x)).square().mean(dims))
 
@@ -86,18 +83,18 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def _mean_over_ranks(values: Tensor) -> Tensor:
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return values
-    from torch.distributed.nn.functional import all_reduce  # this one has a gradient
+    from torch.distributed.nn.functional import all_reduce  # differentiable
 
     return all_reduce(values) / dist.get_world_size()
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """``(C,)`` in the shape that broadcasts to ``x``."""
+    """Reshape ``(C,)`` so that it broadcasts to ``x``."""
     return values.view(-1, *[1] * (x.dim() - 2))
 
 
 def normalise(x: Tensor, mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """(x - mean) exp(log_scale) per channel and its log-determinant."""
+    """(x - mean) exp(log_scale) per channel, and its log-determinant."""
     z = (x - per_channel(mean, x)) * per_channel(log_scale.exp(), x)
     return z, (log_scale.sum() * x[0, 0].numel()).expand(x.shape[0])
 
@@ -111,13 +108,12 @@ def denormalise(z: Tensor, mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Ten
 class RunningBatchNorm(Bijection):
     """Batch normalisation by running statistics, invertible (Section 3.7, Eq. 17 and 18, and Appendix E).
 
-    In training the statistics are a running mean that includes the batch, through which alone gradients flow; the first
-    batch starts them. Without gradients, and in eval mode, they are fixed: an image's density does not depend on its
-    company.
+    In training, the running statistics include the current batch, and gradients flow through the batch only. In eval
+    mode and without gradients they are fixed, so that an image's density does not depend on the rest of its batch.
 
     Args:
-        channels: Channels (or numbers of a vector).
-        momentum: What stays of the running statistics after a batch.
+        channels: Channels, or the dimension of vectors.
+        momentum: Weight of the old running statistics in the new; less for the first batches.
         eps: Added to the variance.
     """
 
@@ -136,9 +132,8 @@ class RunningBatchNorm(Bijection):
         mean, variance = self.mean, self.variance
         if self.training and torch.is_grad_enabled():
             rho = (self.batches / (self.batches + 1)).clamp(max=self.momentum)
-            mean, variance = (
-                torch.lerp(now, past, rho) for now, past in zip(moments(x), (mean, variance), strict=True)
-            )
+            now = moments(x)
+            mean, variance = torch.lerp(now[0], mean, rho), torch.lerp(now[1], variance, rho)
             self.mean.copy_(mean.detach())
             self.variance.copy_(variance.detach())
             self.batches += 1
@@ -154,8 +149,8 @@ class RunningBatchNorm(Bijection):
 class ActNorm(Bijection):
     """Learned shift and scale per channel (Kingma & Dhariwal, 2018, arXiv:1807.03039, Section 3.1).
 
-    The first batch that is trained on sets them so that its channels have mean 0 and variance 1, once: the same on
-    every process, and not again after a checkpoint is loaded.
+    The first training batch, over all processes, sets them so that its channels have mean 0 and variance 1. This
+    happens once, and not again after a checkpoint is loaded.
     """
 
     initialized: Tensor
@@ -181,11 +176,11 @@ class ActNorm(Bijection):
         return denormalise(z, self.mean, self.log_scale)
 
 
-# -- maps that only move numbers -------------------------------------------------------------------
+# -- permutations and splits -----------------------------------------------------------------------
 
 
 class Squeeze(Bijection):
-    """Space to channels, ``(B, C, H, W)`` to ``(B, 4C, H/2, W/2)``, the four positions one after another (Fig. 3)."""
+    """Space to channels, ``(B, C, H, W)`` to ``(B, 4C, H/2, W/2)``, ordered by position, then channel (Fig. 3)."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         b, c, h, w = x.shape
@@ -213,7 +208,7 @@ class Flatten(Bijection):
 
 
 class Permute(Bijection):
-    """Put the numbers of vectors into another order, z_i = x_order[i]."""
+    """Permute the entries of vectors ``(B, D)``: z_i = x_order[i]."""
 
     order: Tensor
     back: Tensor
@@ -231,11 +226,11 @@ class Permute(Bijection):
 
 
 class Split(Bijection):
-    """Factor half of the channels out as they are and transform the rest on, to vectors (Section 3.6).
+    """Factor out half of the channels and transform the other half further, to vectors (Section 3.6).
 
     Args:
         shape: (C, H, W) of the images.
-        rest: From images of (C/2, H, W) to vectors.
+        rest: Bijection from images of (C/2, H, W) to vectors.
     """
 
     def __init__(self, shape: tuple[int, int, int], rest: Bijection) -> None:

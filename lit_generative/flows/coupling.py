@@ -11,7 +11,7 @@ from lit_generative.nn.mlp import mlp
 
 
 class Halves(nn.Module):
-    """Keep the first half of the channels (of the numbers, for vectors), or the second; the first is the larger."""
+    """Keep the first half of the channels (of the entries, for vectors) or the second; the first is larger if odd."""
 
     def __init__(self, keep_second: bool = False) -> None:
         super().__init__()
@@ -31,14 +31,14 @@ class Halves(nn.Module):
         return (smaller, larger) if self.keep_second else (larger, smaller)
 
     def restrict(self, parameters: Tensor) -> Tensor:
-        """The conditioner's numbers where something changes, zeros elsewhere."""
+        """The conditioner's output where the input changes, zeros elsewhere."""
         return parameters
 
 
 class Mask(nn.Module):
-    """Keep what a mask ``b`` of zeros and ones keeps; both parts have the shape of the whole, zeros where the other is.
+    """Keep the entries where ``b`` is 1; both parts have the shape of the input, and zeros where the other part is.
 
-    ``b`` is broadcast to the images or vectors: ``(1, H, W)``, ``(C, H, W)``, ``(D,)``.
+    ``b`` broadcasts to the images or vectors: ``(1, H, W)``, ``(C, H, W)`` or ``(D,)``.
     """
 
     kept: Tensor
@@ -74,11 +74,11 @@ class Coupling(Bijection):
     The log-scale is s = a tanh(raw / a), bounded by a learned ``a`` per channel that starts at 1.
 
     Args:
-        mask: What is kept: `Halves` or a `Mask`.
+        mask: Which part is kept: `Halves` or a `Mask`.
         conditioner: Any network from the kept part, ``(B, kept, ...)``, to raw log-scales and shifts,
-            ``(B, 2 * changed, ...)``, with the channels of ``mask.sizes(channels)``. A last layer of zeros makes the
-            coupling start as the identity.
-        channels: Channels (or numbers) of the whole.
+            ``(B, 2 * changed, ...)``, with the channels of ``mask.sizes(channels)``. If its last layer is zero, the
+            coupling starts as the identity.
+        channels: Channels of the input, or the dimension of vectors.
     """
 
     def __init__(self, mask: Halves | Mask, conditioner: nn.Module, channels: int) -> None:
@@ -88,12 +88,12 @@ class Coupling(Bijection):
 
     def scale_and_shift(self, kept: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         h = self.conditioner(kept if context is None else torch.cat([kept, context], 1))
-        raw, t = h.chunk(2, 1)  # half precision under autocast; below it meets float32
+        raw, t = h.chunk(2, 1)  # under autocast half precision, promoted to float32 below
         a = per_channel(self.log_bound.exp(), raw)
         return self.mask.restrict(a * torch.tanh(raw / a)), self.mask.restrict(t)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``context``, images ``(B, C', H, W)`` or vectors, is given to the conditioner beside the kept part."""
+        """The conditioner receives ``context``, images ``(B, C', H, W)`` or vectors, together with the kept part."""
         kept, changed = self.mask.split(x)
         s, t = self.scale_and_shift(kept, context)
         return self.mask.merge(kept, changed * s.exp() + t), s.flatten(1).sum(1)
@@ -104,18 +104,16 @@ class Coupling(Bijection):
         return self.mask.merge(kept, (changed - t) * (-s).exp()), -s.flatten(1).sum(1)
 
 
-# -- a stack of them -------------------------------------------------------------------------------
-
 NORMS: dict[str, tuple[Any, ...]] = {"batch": (RunningBatchNorm,), "act": (ActNorm,), "none": ()}
 
 
 def dense(dims: int, couplings: int, width: int, depth: int, norm: str, alternate: bool) -> list[Bijection]:
-    """Couplings of vectors ``(B, dims)``; conditioners have ``depth`` hidden layers of ``width`` units.
+    """Couplings of vectors ``(B, dims)`` whose conditioners have ``depth`` hidden layers of ``width`` units.
 
-    They keep the numbers at even places and those at odd places by turns, or always the even ones.
+    They keep the entries of even index, or with ``alternate`` those of even and odd index in turn.
     """
     if dims < 2:
-        raise UserError(f"a coupling needs at least two numbers, got {dims}")
+        raise UserError(f"a coupling needs vectors of dimension >= 2, got {dims}")
     layers: list[Bijection] = [Permute(torch.cat([torch.arange(0, dims, 2), torch.arange(1, dims, 2)]))]
     for i in range(couplings):
         mask = Halves(keep_second=alternate and i % 2 == 1)

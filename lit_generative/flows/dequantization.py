@@ -1,11 +1,11 @@
-r"""From 256 levels to the continuum and back: what makes a density model a bound on the mass of a discrete image.
+r"""Dequantization of 8-bit images: turns a density into a lower bound on the probability of a discrete image.
 
 With x = k/255, v = (k + u)/256 and D pixels (Theis et al., 2016, arXiv:1511.01844; Ho et al., 2019, arXiv:1902.00275),
 
     log P(x) = log E_q(u|x)[ p(v) / (256^D q(u|x)) ]  >=  E_q(u|x)[ log p(v) - log q(u|x) ] - D log 256
 
-Every ``forward`` gives v and ``log_det`` = -log q(u|x) - D log 256, nats ``(B,)``; log p(v) + log_det is one draw of
-the bound, and the log-mean-exp of K draws a tighter one.
+Every ``forward`` returns v and ``log_det`` = -log q(u|x) - D log 256, ``(B,)`` in nats; log p(v) + log_det is an
+unbiased estimate of the bound, and the log-mean-exp of K such estimates is a tighter bound in expectation.
 """
 
 import math
@@ -18,12 +18,12 @@ from lit_generative.flows.bijections import Bijection
 from lit_generative.flows.coupling import Coupling
 from lit_generative.images import to_symmetric
 
-# k + u < 256 has a precision of 2^-16 in float32: up to here it never rounds to the next level
+# k + u < 256 has a resolution of 2^-16 in float32: up to here it never rounds to the next level
 LARGEST = 1 - 2**-16
 
 
 def quantize(v: Tensor) -> Tensor:
-    """The level in whose bin each number of [0, 1) lies, k/255, any shape; numbers outside go to the nearest level."""
+    """The level k/255 whose bin [k/256, (k + 1)/256) contains v, any shape; values outside [0, 1) are clamped."""
     return v.mul(256).floor().clamp(0, 255).div(255)
 
 
@@ -34,7 +34,7 @@ def dequantize(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class UniformDequantization(nn.Module):
-    """u ~ U[0, 1), new in every call (Theis et al., 2016, Section 3.1)."""
+    """u ~ U[0, 1), drawn anew in every call (Theis et al., 2016, Section 3.1)."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, C, H, W)`` with levels k/255 to v in [0, 1)."""
@@ -48,7 +48,7 @@ class VariationalDequantization(nn.Module):
     """u ~ q(u|x) by a flow conditioned on the image (Ho et al., 2019, Section 3.1); the identity flow is uniform.
 
     Args:
-        couplings: Whose conditioners take the image in [-1, 1] as context.
+        couplings: Layers of the flow; their conditioners take the image in [-1, 1] as context.
     """
 
     def __init__(self, *couplings: Coupling) -> None:
@@ -70,10 +70,10 @@ class VariationalDequantization(nn.Module):
 
 
 class Logit(Bijection):
-    r"""y = logit(alpha + (1 - 2 alpha) v) from [0, 1] to the line (Dinh et al., 2017, Section 4.1, made symmetric).
+    r"""y = logit(alpha + (1 - 2 alpha) v) from [0, 1] to the real line (Dinh et al., 2017, Section 4.1, symmetrized).
 
     Args:
-        alpha: Distance that the ends keep from 0 and 1: the paper's is 0.05; a small one spreads black backgrounds.
+        alpha: Distance of the logit's argument from 0 and 1: 0.05 in the paper; a small one spreads black backgrounds.
     """
 
     def __init__(self, alpha: float) -> None:
@@ -81,7 +81,7 @@ class Logit(Bijection):
         self.alpha = alpha
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # from both ends: 1 - (...) would lose what is near 1
+        # computed from either end, because 1 - low would lose precision near 1
         low = torch.log(self.alpha + (1 - 2 * self.alpha) * x)
         high = torch.log(self.alpha + (1 - 2 * self.alpha) * (1 - x))
         return low - high, (math.log(1 - 2 * self.alpha) - low - high).flatten(1).sum(1)

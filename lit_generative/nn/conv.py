@@ -9,13 +9,13 @@ from lit_generative.errors import UserError
 
 
 class Layout(NamedTuple):
-    """What the convolutions of a network have in common; all have stride 2."""
+    """Hyper-parameters of an encoder's and decoder's convolutions, all of stride 2."""
 
     kernel: int = 3
-    last_padding: int = 1  # of the encoder's last convolution; 1 of the others
-    norms: Container[int] = ()  # the encoder's convolutions that batch norm follows; in the decoder all but the last
-    hidden_layer: bool = False  # whether a dense layer, the last entry of ``hidden``, lies before the latent
-    dropout: float = 0.0  # of that layer
+    last_padding: int = 1  # of the encoder's last convolution; the others have 1
+    norms: Container[int] = ()  # encoder convolutions with batch norm; the decoder has it if ``hidden_layer``
+    hidden_layer: bool = False  # a dense layer, the last of ``hidden``, next to the latent
+    dropout: float = 0.0  # after that layer
 
 
 CONV = Layout()
@@ -24,7 +24,7 @@ CONV4 = Layout(kernel=4, norms=range(99), hidden_layer=True, dropout=0.2)
 
 
 def resolutions(size: int, stages: int, layout: Layout = CONV) -> list[int]:
-    """Side lengths from ``size`` down, one convolution after the other.
+    """Side lengths of the feature maps: ``size``, then after each convolution.
 
     >>> resolutions(28, 3)
     [28, 14, 7, 4]
@@ -34,7 +34,7 @@ def resolutions(size: int, stages: int, layout: Layout = CONV) -> list[int]:
         padding = layout.last_padding if i == stages - 1 else 1
         sizes.append((sizes[-1] + 2 * padding - layout.kernel) // 2 + 1)
     if min(sizes) < 1:
-        raise UserError(f"{stages} convolutions of stride 2 leave nothing of {size} pixels: shorten `hidden`")
+        raise UserError(f"{stages} convolutions of stride 2 are too many for {size} pixels: shorten `hidden`")
     return sizes
 
 
@@ -92,10 +92,10 @@ class ConvDecoder(nn.Module):
         ]
         for i in range(len(channels)):
             padding = 1 if i else layout.last_padding
-            # a transposed convolution gives the smallest side that the encoder's could have had: the rest is added
-            least = [2 * (sides[i] - 1) - 2 * padding + layout.kernel for sides in (heights, widths)]
-            odd = (heights[i + 1] - least[0], widths[i + 1] - least[1])
-            layers += [activation(), nn.ConvTranspose2d(sizes[i], sizes[i + 1], layout.kernel, 2, padding, odd)]
+            # several sizes have the same half: output_padding chooses the encoder's
+            smallest = [2 * (sides[i] - 1) - 2 * padding + layout.kernel for sides in (heights, widths)]
+            padded = (heights[i + 1] - smallest[0], widths[i + 1] - smallest[1])
+            layers += [activation(), nn.ConvTranspose2d(sizes[i], sizes[i + 1], layout.kernel, 2, padding, padded)]
             if layout.hidden_layer and i < len(channels) - 1:
                 layers += [nn.BatchNorm2d(sizes[i + 1])]
         self.net = nn.Sequential(*layers)

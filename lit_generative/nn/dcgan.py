@@ -15,12 +15,12 @@ NORMS: dict[str, Any] = {"batch": nn.BatchNorm2d, "none": nn.Identity}
 
 
 def _stages(image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Height at the bottom, and the number of doublings to the image's."""
+    """Side of the smallest feature map, and the number of doublings from it to the image."""
     _, height, width = image_shape
     bottom = 7 if height % 7 == 0 else 4
     doublings = math.log2(height / bottom) if height >= 2 * bottom else 0.5
     if height != width or doublings != int(doublings):
-        raise UserError(f"a DCGAN has square images of 28, 32, 64, ... pixels, not {height}x{width}: set image_size")
+        raise UserError(f"a DCGAN needs square images of 28, 32, 64, ... pixels, got {height}x{width}: set image_size")
     return bottom, int(doublings)
 
 
@@ -71,7 +71,7 @@ class DCGANDiscriminator(nn.Module):
         self.apply(init_dcgan)
         self.to(memory_format=torch.channels_last)
         if spectral:
-            normalise(self)
+            add_spectral_norm(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -84,7 +84,7 @@ class PixelShuffleGenerator(nn.Module):
         super().__init__()
         if tuple(image_shape[1:]) != (28, 28) or width % 8:
             raise UserError(
-                "the generator by pixel shuffling makes images of 28x28 pixels with a width that is a multiple of 8; "
+                "the pixel-shuffle generator needs images of 28x28 pixels and a width divisible by 8, "
                 f"got {tuple(image_shape[1:])} and {width}"
             )
         self.net = nn.Sequential(
@@ -128,13 +128,13 @@ class DenseDiscriminator(nn.Module):
         )
         self.apply(init_dcgan)
         if spectral:
-            normalise(self)
+            add_spectral_norm(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
 
-def normalise(network: nn.Module) -> None:
+def add_spectral_norm(network: nn.Module) -> None:
     """Divide every weight by its largest singular value (Miyato et al., 2018)."""
     for module in list(network.modules()):
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -6,20 +6,20 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 
-def zero(layer: nn.Linear | nn.Conv2d) -> None:
-    """Let a layer put out zeros at first."""
+def zero_init(layer: nn.Linear | nn.Conv2d) -> None:
+    """Set weights and bias to zero, so that the layer starts with output 0."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module], zero_last: bool = False) -> nn.Sequential:
-    """Linear layers of the given sizes, an activation between them; ``zero_last`` gives the last zeros at first."""
+    """Linear layers of the given sizes with activations between them; with ``zero_last`` the output starts at 0."""
     layers: list[nn.Module] = []
     for i, o in pairwise(sizes):
         last = nn.Linear(i, o)
         layers += [last, activation()]
     if zero_last:
-        zero(last)
+        zero_init(last)
     return nn.Sequential(*layers[:-1])
 
 
@@ -42,7 +42,7 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """Latents ``(B, latent)`` to ``(B, C, H, W)``; ``hidden`` is the encoder's, walked backwards."""
+    """Latents ``(B, latent)`` to ``(B, C, H, W)``; ``hidden`` is the encoder's and is used in reverse."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class MLPDecoder(nn.Module):
 
 
 class MLPAutoencoder(nn.Module):
-    """Fully connected: images to vectors ``(B, latent)`` and back."""
+    """Fully connected autoencoder of images ``(B, C, H, W)`` in [0, 1] with codes ``(B, latent)``."""
 
     def __init__(self, image_shape: tuple[int, int, int], hidden: Sequence[int], latent: int) -> None:
         super().__init__()

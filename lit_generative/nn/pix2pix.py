@@ -1,4 +1,4 @@
-"""The networks of pix2pix (Isola et al., 2017, App. 6.1), layer by layer those of the authors' PyTorch code."""
+"""The networks of pix2pix (Isola et al., 2017, App. 6.1), layer by layer as in the authors' PyTorch code."""
 
 from typing import Literal
 
@@ -11,18 +11,17 @@ from lit_generative.nn.dcgan import init_dcgan
 Norm = Literal["batch", "instance"]
 
 
-def normalise(norm: Norm, channels: int) -> nn.Module:
+def norm_layer(norm: Norm, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels)
 
 
 class UNetGenerator(nn.Module):
     """Source images ``(B, in, H, W)`` to target images ``(B, out, H, W)``, both in [-1, 1].
 
-    Halved ``num_downs`` times and doubled again, with a skip connection at every size; H and W are multiples of
-    2^num_downs.
-    The noise is dropout after the doublings of the widest layers but the innermost, in test too if ``always_drop``.
-    With ``by_image`` batch norm takes each image's own statistics outside of training: the paper's test with batches
-    of one (Section 3.4), whatever the batch is.
+    The resolution is halved ``num_downs`` times and doubled again, with a skip connection at every size; H and W must
+    be multiples of 2^num_downs. The noise is dropout in the decoder's widest layers except the innermost, also outside
+    of training if ``always_drop``. With ``by_image``, batch norm outside of training uses each image's own statistics,
+    which for any batch size gives the paper's results at batch size 1 (Section 3.4).
     """
 
     def __init__(
@@ -46,11 +45,11 @@ class UNetGenerator(nn.Module):
             outermost, innermost = i == 0, i == num_downs - 1
             before = inputs if outermost else channels[i - 1]
             self.downs.append(nn.Conv2d(before, o, 4, 2, 1, bias=bias))
-            self.down_norms.append(nn.Identity() if outermost or innermost else normalise(norm, o))
+            self.down_norms.append(nn.Identity() if outermost or innermost else norm_layer(norm, o))
             after = outputs if outermost else before
             self.ups.append(nn.ConvTranspose2d(o if innermost else 2 * o, after, 4, 2, 1, bias=bias or outermost))
-            self.up_norms.append(nn.Identity() if outermost else normalise(norm, after))
-        # the authors' have at least six levels
+            self.up_norms.append(nn.Identity() if outermost else norm_layer(norm, after))
+        # the authors' networks have six levels or more; smaller ones are ours
         self.dropped = range(4 if num_downs > 5 else max(1, num_downs - 4), num_downs - 1)
         self.apply(init_dcgan)
         self.to(memory_format=torch.channels_last)
@@ -70,7 +69,7 @@ class UNetGenerator(nn.Module):
         return h.tanh()
 
     def normalised(self, norm: nn.Module, h: Tensor) -> Tensor:
-        # not a module's own affair: synchronising batch norm exchanges modules
+        # not in a subclass of batch norm, because SyncBatchNorm replaces the modules
         if self.training or not self.by_image or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
             return norm(h)
         return F.instance_norm(h, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
@@ -80,14 +79,14 @@ PATCHES = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}  # receptive field: number of ha
 
 
 class PatchDiscriminator(nn.Module):
-    """Images ``(B, in, H, W)`` to a logit for every patch of ``patch`` pixels' side, ``(B, 1, H', W')``."""
+    """Images ``(B, in, H, W)`` to one logit per ``patch`` x ``patch`` pixels, ``(B, 1, H', W')``."""
 
     def __init__(self, inputs: int, width: int, patch: int, norm: Norm) -> None:
         super().__init__()
         bias = norm == "instance"
         if patch == 1:
             layers: list[nn.Module] = [nn.Conv2d(inputs, width, 1), nn.LeakyReLU(0.2)]
-            layers += [nn.Conv2d(width, 2 * width, 1, bias=bias), normalise(norm, 2 * width), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(width, 2 * width, 1, bias=bias), norm_layer(norm, 2 * width), nn.LeakyReLU(0.2)]
             layers += [nn.Conv2d(2 * width, 1, 1, bias=bias)]
         else:
             halvings = PATCHES[patch]
@@ -96,7 +95,7 @@ class PatchDiscriminator(nn.Module):
             for i in range(halvings):
                 stride = 2 if i < halvings - 1 else 1
                 layers += [nn.Conv2d(channels[i], channels[i + 1], 4, stride, 1, bias=bias)]
-                layers += [normalise(norm, channels[i + 1]), nn.LeakyReLU(0.2)]
+                layers += [norm_layer(norm, channels[i + 1]), nn.LeakyReLU(0.2)]
             layers += [nn.Conv2d(channels[-1], 1, 4, 1, 1)]
         self.model = nn.Sequential(*layers)
         self.apply(init_dcgan)
@@ -107,7 +106,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def authors_names(num_downs: int) -> dict[str, str]:
-    """The authors' name of every generator's layer, nested as their blocks are, to ours."""
+    """Map the authors' names of the generator's layers, which are nested, to ours."""
     names = {"model.model.0": "downs.0", "model.model.3": "ups.0"}
     prefix = "model.model.1.model"
     for i in range(1, num_downs - 1):

@@ -1,11 +1,11 @@
-"""Residual networks that keep the resolution."""
+"""Residual networks at constant resolution."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from lit_generative.nn.mlp import zero
+from lit_generative.nn.mlp import zero_init
 
 
 class WeightNormBlock(nn.Module):
@@ -21,7 +21,7 @@ class WeightNormBlock(nn.Module):
 
 
 class WeightNormResNet(nn.Module):
-    """Images ``(B, in_channels, H, W)`` to ``(B, out_channels, H, W)``, zeros at first.
+    """Images ``(B, in_channels, H, W)`` to ``(B, out_channels, H, W)``, initially 0.
 
     The network of RealNVP's couplings (Dinh et al., 2017, Section 4.1) without its batch norm: residual blocks with
     weight normalisation, and a skip connection from every block to the last layer.
@@ -33,7 +33,7 @@ class WeightNormResNet(nn.Module):
         self.blocks = nn.ModuleList(WeightNormBlock(width) for _ in range(blocks))
         self.skips = nn.ModuleList(weight_norm(nn.Conv2d(width, width, 1)) for _ in range(blocks + 1))
         self.last = nn.Conv2d(width, out_channels, 1)
-        zero(self.last)
+        zero_init(self.last)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x.contiguous(memory_format=torch.channels_last))  # a third faster on CPUs

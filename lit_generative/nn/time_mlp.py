@@ -1,17 +1,16 @@
-"""A residual network of vectors that knows the time step."""
+"""A residual network for vectors, conditioned on the time step."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_generative.nn.mlp import zero
+from lit_generative.nn.mlp import zero_init
 from lit_generative.nn.unet import TimeEmbedding
 
 
 class TimeMLP(nn.Module):
-    """Vectors ``(B, features)`` and time steps ``(B,)`` from 0 to ``(B, features)``, zeros at first.
+    """Vectors ``(B, features)`` and time steps ``(B,)`` from 0 to ``(B, features)``, initially 0.
 
-    ``depth`` times a layer norm and two layers of ``width`` units, the embedded time added to the norm, around which
-    there is a way.
+    Has ``depth`` residual blocks: layer norm, plus the embedded time, then two linear layers of ``width`` units.
     """
 
     def __init__(self, features: int, width: int, depth: int) -> None:
@@ -23,7 +22,7 @@ class TimeMLP(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth)
         )
-        zero(self.last)
+        zero_init(self.last)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         h, embedding = self.first(x), F.silu(self.time_embedding(t))

@@ -1,7 +1,8 @@
-"""The U-Net of DDPM (Ho et al., 2020, App. B), under the names that diffusers' ``UNet2DModel`` gives its weights.
+"""The U-Net of DDPM (Ho et al., 2020, App. B), with the parameter names of diffusers' ``UNet2DModel``.
 
-Level i has ``channels[i]`` channels at 1/2^i of the resolution; every block knows the time step. The state dicts of
-diffusers' models in this layout (``google/ddpm-cifar10-32``) fit as they are, those of its early days after `renamed`.
+Level i has ``channels[i]`` channels at 1/2^i of the resolution; every residual block is conditioned on the time step.
+State dicts of diffusers' models of this architecture (``google/ddpm-cifar10-32``) load as they are, early ones after
+`renamed`.
 """
 
 import math
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_generative.errors import UserError
-from lit_generative.nn.mlp import zero
+from lit_generative.nn.mlp import zero_init
 
 EPS = 1e-6  # of the group norms
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions with the embedding ``(B, E)`` added between them, and a way around them."""
+    """Two 3x3 convolutions with the embedding ``(B, E)`` added between them, and a shortcut."""
 
     def __init__(self, i: int, o: int, embedding: int, dropout: float, groups: int) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the resolution by a strided convolution, padded at the right and the bottom only as the authors did."""
+    """Halve the resolution by a strided convolution, padded only on the right and bottom as in the authors' code."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the resolution, and smooth."""
+    """Double the resolution by nearest neighbours, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, each with attention or none, and where the resolution changes after them."""
+    """Residual blocks of one resolution, with or without attention, and the change of resolution after them."""
 
     def __init__(self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class Level(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Sines and cosines of the time step at ``width`` / 2 frequencies each, and two layers."""
+    """Sines and cosines of the time step at ``width`` / 2 frequencies, then two linear layers."""
 
     frequencies: Tensor
 
@@ -113,21 +114,21 @@ class TimeEmbedding(nn.Module):
 
 
 class UNet(nn.Module):
-    """Images ``(B, C, H, W)``, time steps ``(B,)`` from 0 and perhaps classes ``(B,)`` to ``(B, C, H, W)``, 0 at first.
+    """Images ``(B, C, H, W)``, time steps ``(B,)`` >= 0 and optional classes ``(B,)`` to ``(B, C, H, W)``, initially 0.
 
     Args:
-        image_shape: (C, H, W). Sides are padded with 0 inside until every level halves them, and cropped again.
-        channels: Of every level, the finest first.
-        blocks: Residual blocks of every level on the way down; there is one more on the way up.
+        image_shape: (C, H, W). Images are padded with 0 to sides that every level can halve; the output is cropped.
+        channels: Channels of every level, the finest first.
+        blocks: Residual blocks per level on the way down; there is one more per level on the way up.
         attention_at: Levels with attention after every block, 0 the finest; the middle always has it.
         head_channels: Channels of an attention head; None: one head.
-        dropout: In every residual block.
-        groups: Of the group norms.
-        patch: Side of the squares of pixels that are folded into channels first, which saves time (space to depth).
+        dropout: Dropout probability in every residual block.
+        groups: Groups of the group norms.
+        patch: Side of the squares of pixels that are first moved to channels (space to depth), to save time.
         classes: Number of class labels; 0: none.
 
     Raises:
-        ValueError: Channels that groups or heads do not divide, or levels that are not there.
+        ValueError: ``channels`` are not divisible by ``groups`` or ``head_channels``, or a level does not exist.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class UNet(nn.Module):
         super().__init__()
         if not channels or min(*channels, blocks, groups, patch) < 1 or any(c % groups for c in channels):
             raise UserError(
-                f"channels must be multiples of groups, blocks, groups and patch at least 1; got "
+                f"channels must be multiples of groups, and blocks, groups and patch >= 1; got "
                 f"channels {tuple(channels)}, blocks {blocks}, groups {groups}, patch {patch}"
             )
         if channels[0] % 2 or channels[0] < 4:
@@ -169,8 +170,8 @@ class UNet(nn.Module):
             return Attention(channels, channels // (head_channels or channels), groups)
 
         def level(i: int, ins: Sequence[int]) -> Level:
-            seen = [attention(channels[i]) for _ in ins] if i in attention_at else []
-            return Level([residual(before, channels[i]) for before in ins], seen)
+            attentions = [attention(channels[i]) for _ in ins] if i in attention_at else []
+            return Level([residual(before, channels[i]) for before in ins], attentions)
 
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
         self.conv_in = nn.Conv2d(c * patch**2, channels[0], 3, padding=1)
@@ -188,7 +189,7 @@ class UNet(nn.Module):
         last = channels[-1]
         self.mid_block = Level([residual(last, last), residual(last, last)], [attention(last)])
         for i, (before, now) in reversed(list(enumerate(pairwise([*channels, last])))):
-            # `now` comes from below, `before` are this level's channels
+            # `now` channels come from the level below, `before` are this level's
             ins = [skips.pop() + (now if j == 0 else before) for j in range(blocks + 1)]
             up = level(i, ins)
             if i > 0:
@@ -200,14 +201,14 @@ class UNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # nearly twice as fast on CPUs
 
     def _initialise(self) -> None:
-        """Uniform with unit gain, the last layer of every residual and of the network 0 (the authors' code)."""
+        """Xavier uniform; the last layer of every residual branch and of the network is 0 (the authors' code)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                zero(module)
+                zero_init(module)
                 nn.init.xavier_uniform_(module.weight)
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear) and name.endswith(("conv2", "to_out.0", "conv_out")):
-                zero(module)
+                zero_init(module)
 
     def forward(self, x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         h = self.fold(F.pad(x, self.padding))
@@ -215,7 +216,7 @@ class UNet(nn.Module):
         if self.class_embedding is not None:
             embedding = embedding + self.class_embedding(c)
         embedding = F.silu(embedding)
-        # of one channel, neither images nor weights tell the format
+        # images and weights of one channel do not determine the memory format
         h = self.conv_in(h).contiguous(memory_format=torch.channels_last)
         skips = [h]
         level: Any
@@ -239,7 +240,7 @@ class UNet(nn.Module):
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of diffusers' early attention layers (``query``, ..., ``proj_attn``) under today's names."""
+    """A state dict with early diffusers' names of attention layers (``query``, ..., ``proj_attn``) in today's names."""
     new = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     return {
         re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)", lambda m: new[m[0]], name): value
