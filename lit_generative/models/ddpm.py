@@ -91,7 +91,7 @@ class GaussianDiffusion(DiffusionModel):
         self.log_prob_kind = f"bound, {f'{drawn} drawn' if drawn else 'all'} of its {steps - 1} terms in t"
         self.likelihood_kind = self.log_prob_kind
 
-    # -- L_simple ----------------------------------------------------------------------------------
+    # -- Algorithm 1: L_simple ---------------------------------------------------------------------
 
     def losses_at(self, x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         """Algorithm 1's loss of images in [0, 1] at times ``(B,)``, one draw of eps each, ``(B,)`` (Eq. 14).
@@ -101,15 +101,16 @@ class GaussianDiffusion(DiffusionModel):
         x_0 = self.to_data(x)
         eps = torch.randn_like(x_0)
         alpha, sigma = self.schedule.at(t, x_0)
-        x_t = alpha * x_0 + sigma * eps
+        x_t = alpha * x_0 + sigma * eps  # Eq. 4
         target = {"eps": eps, "x_0": x_0, "v": alpha * eps - sigma * x_0}[self.parameterization]
         return (target - self.predict(x_t, t, c)).square().flatten(1).mean(1)
 
     def estimate(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        """E[x_0|x_t] of the network's output ``out``: Eq. 4, solved for x_0."""
         alpha, sigma = self.schedule.at(t, x_t)
         return {"eps": (x_t - sigma * out) / alpha, "x_0": out, "v": alpha * x_t - sigma * out}[self.parameterization]
 
-    # -- sampling ----------------------------------------------------------------------------------
+    # -- sampling: Algorithm 2 is `ancestral`, above -----------------------------------------------
 
     @property
     def samplers(self) -> Mapping[str, tuple[Callable[..., Tensor], Spacing]]:
