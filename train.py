@@ -162,7 +162,7 @@ class CLI(LightningCLI):
                 settings[key] = bool(settings[key])
         saves = self.subcommand == "fit" and not settings.fast_dev_run and settings.enable_checkpointing is not False
         if saves:
-            config.checkpoint.settle(self.model, self.datamodule, settings.limit_val_batches != 0)
+            config.checkpoint.choose_monitor(self.model, self.datamodule, settings.limit_val_batches != 0)
         else:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
             kwargs["enable_checkpointing"] = False

@@ -71,7 +71,7 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, PlainArguments, AnyPre
             options = strategy._ddp_kwargs
             if options.get("static_graph") or not options.get("find_unused_parameters"):
                 raise UserError(
-                    f"{type(self).__name__} {why}, which plain DDP takes for a fault: set "
+                    f"{type(self).__name__} {why}, which plain DDP rejects as unused parameters: set "
                     "--trainer.strategy ddp_find_unused_parameters_true"
                 )
 
@@ -88,7 +88,7 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, PlainArguments, AnyPre
         """The model that `save_pretrained` wrote, in eval mode on the CPU; see `pretrained.from_pretrained`.
 
         Raises:
-            TypeError: It is none of this class.
+            TypeError: The saved model is of another class.
         """
         model = from_pretrained(source)
         if not isinstance(model, cls):
@@ -140,7 +140,7 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, PlainArguments, AnyPre
             own["averages"] = {name: state[name] for name in weights}
             state.update(weights)
         count_epochs(checkpoint)
-        self.take_choices(own.get("optimization", {}))
+        self.restore_choices(own.get("optimization", {}))
         self._resumed = own.get("run", {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, PlainArguments, AnyPre
         own = record(checkpoint)
         self._stop_clock(go_on=self._started is not None)
         own |= {"class_path": class_path(self), "training_seconds": self.training_seconds}
-        own |= {"run": self.training_state(), "optimization": self.choices()}
+        own |= {"run": self.training_state(), "optimization": self.optimization_choices()}
         data = getattr(self._trainer, "datamodule", None)
         if data is not None and data.hparams:
             own["data"] = {"class_path": class_path(data), "init_args": dict(data.hparams)}

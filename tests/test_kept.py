@@ -99,7 +99,7 @@ def test_names_tell_checkpoints_apart(filename, options, expected, tmp_path):
 
 
 def test_the_best_of_no_number_are_not_kept(run):
-    with pytest.raises(SystemExit, match=r"save_top_k 3 keeps the best, but no metric says which .* or -1 \(all\)"):
+    with pytest.raises(SystemExit, match=r"save_top_k 3 needs a metric to rank checkpoints by: .* or -1 \(all\)"):
         run("fit", "--checkpoint.save_top_k=3", "--data.val_size=0")
     assert not Path("runs").exists()
 
@@ -362,7 +362,7 @@ def test_where_it_is_only_found_after_an_epoch_that_epoch_is_kept(kind, run):
 
 
 def test_without_validation_the_last_is_kept_and_this_is_said(run):
-    with pytest.warns(UserWarning, match="no validation to choose a checkpoint by val/kl: the last is kept"):
+    with pytest.warns(UserWarning, match="val/kl needs validation, and this run has none: keeping the last checkpoint"):
         run("fit", "--checkpoint.monitor=val/kl", "--trainer.limit_val_batches=0")
     assert names(RUN / "checkpoints") == ["best.ckpt", "last.ckpt"]
 

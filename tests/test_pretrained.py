@@ -94,7 +94,7 @@ def test_artifacts_and_repositories_are_downloaded(checkpoint, tmp_path, monkeyp
     monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
     monkeypatch.setattr(wandb, "Api", lambda: SimpleNamespace(artifact=unreachable))
     for source in ("hf://me/vae", "wandb://me/vaes/vae:v3"):
-        with pytest.raises(CheckpointError, match=f"{source} cannot be had: no network"):
+        with pytest.raises(CheckpointError, match=f"{source} cannot be downloaded: no network"):
             init_from(VAE(**SMALL), source)
 
 

@@ -122,7 +122,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
     saved = read_checkpoint(WGAN)
     saved["lit_generative"]["version"] = 2
     torch.save(saved, tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match=r"a\.ckpt is of version 2, and this lit-generative reads up to 1"):
+    with pytest.raises(CheckpointError, match=r"a\.ckpt has format version 2, and this lit-generative reads version 1"):
         load_model(tmp_path / "a.ckpt")
 
 

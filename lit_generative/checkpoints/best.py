@@ -27,7 +27,7 @@ class BestModelCheckpoint(ModelCheckpoint):
         """Under which runs that began before there was this class have its state."""
         return self.state_key.removeprefix("Best")
 
-    def settle(self, model: Any, data: Any, validates: bool) -> None:
+    def choose_monitor(self, model: Any, data: Any, validates: bool) -> None:
         """Decide before training what the best is chosen by, and make sure that nothing is written over.
 
         Unless told otherwise the model names the number. Without validation there is none: the last is kept.
@@ -40,12 +40,12 @@ class BestModelCheckpoint(ModelCheckpoint):
             self.monitor = getattr(model, "monitor", DEFAULT_MONITOR)
         if (not validates or getattr(data, "val_size", None) == 0) and (self.monitor or "").startswith("val/"):
             if chosen:
-                rank_zero_warn(f"there is no validation to choose a checkpoint by {self.monitor}: the last is kept")
+                rank_zero_warn(f"{self.monitor} needs validation, and this run has none: keeping the last checkpoint")
             self.monitor = None
         if self.monitor is None and self.save_top_k > 1:
             raise UserError(
-                f"--checkpoint.save_top_k {self.save_top_k} keeps the best, but no metric says which these are: name "
-                "one as --checkpoint.monitor, or set save_top_k to 1 (the last) or -1 (all)"
+                f"--checkpoint.save_top_k {self.save_top_k} needs a metric to rank checkpoints by: set "
+                "--checkpoint.monitor, or save_top_k to 1 (the last) or -1 (all)"
             )
         if self.dirpath and (there := sorted(Path(self.dirpath).glob("*.ckpt"))):
             raise UserError(
@@ -75,8 +75,10 @@ class BestModelCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """With ``save_on_exception``: beside the best, and not in its place."""
         name, self.filename = self.filename, "exception"
-        super().on_exception(trainer, pl_module, exception)
-        self.filename = name
+        try:
+            super().on_exception(trainer, pl_module, exception)
+        finally:
+            self.filename = name
 
 
 def run_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:

@@ -76,7 +76,7 @@ def validates_next(trainer: Trainer) -> bool:
     return trainer.is_last_batch or due
 
 
-def misses_number(error: BaseException) -> bool:
+def is_missing_metric_error(error: BaseException) -> bool:
     """Whether Lightning says that nothing logged what it was to choose a checkpoint by, or to stop by."""
     said = ("could not find the monitored key", "Early stopping conditioned on metric")
     return any(text in str(error) for text in said)
@@ -114,7 +114,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # which comes between a batch and the end of its epoch, in all processes alike: what was trained is kept
-        if misses_number(exception) and not step_begun(trainer):
+        if is_missing_metric_error(exception) and not step_begun(trainer):
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:

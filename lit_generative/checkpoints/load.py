@@ -41,9 +41,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     arguments = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
     weights, cls = checkpoint["state_dict"], record(checkpoint).get("class_path")
     if not (isinstance(arguments, dict) and isinstance(weights, dict) and isinstance(cls, str)):
-        raise CheckpointError(f"{path} does not hold what a checkpoint holds: it is damaged, or not ours")
+        raise CheckpointError(f"{path} lacks entries of a checkpoint: it is damaged, or not ours")
     if not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise CheckpointError(f"{path} holds weights that are no tensors: it is damaged, or not ours")
+        raise CheckpointError(f"{path}: state_dict must hold tensors only; the file is damaged, or not ours")
     return checkpoint
 
 
@@ -207,6 +207,6 @@ def require_training_state(checkpoint: dict[str, Any]) -> None:
     """Raise a ValueError if training cannot go on from a checkpoint, which says how to begin from it."""
     if not has_training_state(checkpoint):
         raise UserError(
-            "the checkpoint holds weights only, and training cannot go on from it: to begin with these weights use "
+            "the checkpoint holds weights only, and training cannot go on from it: to start from these weights use "
             "--init_from in place of --ckpt_path"
         )

@@ -21,7 +21,7 @@ from lit_generative.checkpoints.load import (
     require_same_meaning,
     require_same_shapes,
 )
-from lit_generative.checkpoints.record import KEY, CheckpointError, record, today, upgrade
+from lit_generative.checkpoints.record import KEY, CheckpointError, record, upgrade, upgrade_arguments
 from lit_generative.utils.files import atomic_write, require_new
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -68,7 +68,7 @@ def _from_wandb(name: str) -> Path:
     try:
         return Path(wandb.Api().artifact(name).download())
     except (wandb.Error, ValueError, OSError) as error:
-        raise CheckpointError(f"the artifact wandb://{name} cannot be had: {error}") from error
+        raise CheckpointError(f"the artifact wandb://{name} cannot be downloaded: {error}") from error
 
 
 def _from_hugging_face(source: str) -> Path:
@@ -76,13 +76,13 @@ def _from_hugging_face(source: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download, list_repo_files
     except ModuleNotFoundError as error:
-        raise CheckpointError(f"{source} needs another package: pip install huggingface_hub") from error
+        raise CheckpointError(f"{source} needs huggingface_hub: pip install huggingface_hub") from error
     try:
         return Path(hf_hub_download(repository, name or _choose(list_repo_files(repository), source)))
     except CheckpointError:
         raise
     except Exception as error:  # of many types: of HTTP, and its own
-        raise CheckpointError(f"{source} cannot be had: {next(iter(str(error).splitlines()), error)}") from error
+        raise CheckpointError(f"{source} cannot be downloaded: {next(iter(str(error).splitlines()), error)}") from error
 
 
 # -- fine-tuning -----------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def init_from(model: Any, source: str, raw: bool = False, partly: bool = False) 
     own = model.state_dict()
     fitting = {name: v for name, v in state.items() if name in own and v.shape == own[name].shape}
     skipped = [
-        f"{name} {tuple(v.shape)}" + (f", not {tuple(own[name].shape)}" if name in own else ", not wanted")
+        f"{name} {tuple(v.shape)}" + (f", not {tuple(own[name].shape)}" if name in own else ", not in the model")
         for name, v in state.items()
         if name not in fitting
     ]
@@ -192,7 +192,7 @@ def from_pretrained(source: str | Path) -> LightningModule:
         config: dict[str, Any] = json.loads(path.read_text())
         wanted, checksum = config["class_path"], config["sha256"]
         cls = find_class(wanted, LightningModule)
-        arguments = described(cls, wanted, today(wanted, config["init_args"]))["init_args"]
+        arguments = described(cls, wanted, upgrade_arguments(wanted, config["init_args"]))["init_args"]
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:

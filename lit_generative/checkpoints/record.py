@@ -56,8 +56,12 @@ def upgrade(checkpoint: dict[str, Any], path: Any = "the checkpoint") -> None:
     """
     if KEY in checkpoint:
         version = checkpoint[KEY].get("version") if isinstance(checkpoint[KEY], dict) else None
-        if version != VERSION:
-            raise CheckpointError(f"{path} is of version {version}, and this lit-generative reads up to {VERSION}")
+        if not isinstance(version, int):
+            raise CheckpointError(f"{path} does not say its version: it is damaged, or not ours")
+        if version > VERSION:
+            raise CheckpointError(
+                f"{path} has format version {version}, and this lit-generative reads version {VERSION}: upgrade it"
+            )
         return
     if "class_path" not in checkpoint:
         return
@@ -71,13 +75,13 @@ def upgrade(checkpoint: dict[str, Any], path: Any = "the checkpoint") -> None:
             data["init_args"].pop(name, None)  # which did nothing
     own["run"] = {now: checkpoint.pop(before) for before, now in _RUN.items() if before in checkpoint}
     if isinstance(arguments, dict):
-        checkpoint["hyper_parameters"] = today(own["class_path"], arguments)
+        checkpoint["hyper_parameters"] = upgrade_arguments(own["class_path"], arguments)
         own["run"]["lr"] = arguments.get("lr")
     if averaged := checkpoint.pop("ema", None):
         own["training_weights"], own["ema"] = averaged["weights"], {"updates": averaged["updates"]}
 
 
-def today(class_path: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def upgrade_arguments(class_path: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a model of ours under today's names, also those of a model among them."""
     if not class_path.startswith("lit_generative.models."):
         return arguments
@@ -85,6 +89,6 @@ def today(class_path: str, arguments: dict[str, Any]) -> dict[str, Any]:
     for name, value in arguments.items():
         name = RENAMED.get(name, name)
         if isinstance(value, dict) and isinstance(value.get("init_args"), dict):
-            value = value | {"init_args": today(value["class_path"], value["init_args"])}
+            value = value | {"init_args": upgrade_arguments(value["class_path"], value["init_args"])}
         new[name] = RENAMED_VALUES.get((name, value), value) if isinstance(value, str) else value
     return new

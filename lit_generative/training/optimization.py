@@ -119,23 +119,23 @@ class Optimizes(LightningModule):
         if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             raise UserError(f"{option} needs to know the length of the run: set --trainer.max_epochs or max_steps")
 
-    def choices(self) -> dict[str, Choice]:
+    def optimization_choices(self) -> dict[str, Choice]:
         """What the user has chosen, for a checkpoint."""
         chosen = {"optimizer": self.chosen_optimizer, "lr_scheduler": self.chosen_lr_scheduler}
         return {name: value for name, value in chosen.items() if value is not None}
 
-    def take_choices(self, saved: dict[str, Choice]) -> None:
+    def restore_choices(self, saved: dict[str, Choice]) -> None:
         """Take those of a checkpoint that training goes on from.
 
         Raises:
             ValueError: Others were chosen already.
         """
-        own = self.choices()
+        own = self.optimization_choices()
         for name, value in saved.items():
             if name in own and own[name] != value:
                 raise UserError(
-                    f"the run was trained with another {name} ({value}) than {own[name]}: leave it out, or begin with "
-                    "these weights by --init_from"
+                    f"the run was trained with another {name} ({value}) than {own[name]}: leave it out; to start a "
+                    "new run from these weights, use --init_from"
                 )
             setattr(self, f"chosen_{name}", value)
 

@@ -35,7 +35,7 @@ def resume_learning_rates(trainer: Trainer, before: float | None, now: float | N
     """
     if before is not None and now is not None and now != before:
         if before == 0:
-            raise UserError(f"lr was 0 until here, which says nothing of {now}: start a new run with --init_from")
+            raise UserError(f"the saved lr is 0, which cannot be rescaled to {now}: start a new run with --init_from")
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] *= now / before
