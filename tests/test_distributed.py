@@ -10,6 +10,7 @@ from pathlib import Path
 
 import flow_processes
 import killed_run
+import moments_processes
 import one_or_two
 import processes
 import pytest
@@ -49,6 +50,13 @@ def test_metrics_of_two_processes_are_those_of_one(data_dir, tmp_path):
     # the weights of a VAE that two processes train are others, so its distance is not compared
     assert one.pop("val/fid_quarters") > 0 and two.pop("val/fid_quarters") > 0
     assert two == pytest.approx(one, rel=1e-6)
+
+
+def test_a_process_without_images_knows_the_means_of_the_others(tmp_path):
+    one, two = (run_on(number, moments_processes.main, folder=tmp_path / str(number)) for number in (1, 2))
+    expected = numbers_after("rank 0: ", one)
+    assert expected["a"][0] == 5.5 and expected["b"][3] == 12
+    assert numbers_after("rank 0: ", two) == numbers_after("rank 1: ", two) == expected
 
 
 @pytest.mark.slow

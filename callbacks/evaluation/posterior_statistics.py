@@ -1,6 +1,6 @@
 """How a VAE uses its latent dimensions."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -29,6 +29,7 @@ class PosteriorStatistics(PerImageCallback):
     """
 
     protocol = HasPosterior
+    reported: ClassVar = {"mutual_information": ".2f", "total_correlation": ".2f", "active_units": ".0f"}
     logged = (
         "mutual_information",
         "total_correlation",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -35,6 +35,7 @@ class TranslationScores(PerImageCallback):
     """
 
     protocol = Translates
+    reported: ClassVar = {"l1": ".4f", "psnr": ".2f", "ssim": ".3f", **dict.fromkeys(OF_LABELS, ".3f")}
 
     def __init__(self, segmentation: nn.Module | None = None, lpips: bool | None = None, **evaluation: Any) -> None:
         super().__init__(**evaluation)
