@@ -40,8 +40,8 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # an adversarial train
     The penalty is only as good as the discriminator. Validation and test log its estimate ``tc``, nats, and its
     ``discriminator_accuracy`` on images that it was not trained on, and `PosteriorStatistics` the
     ``total_correlation_bound`` of their latents: what is there at least. Where ``tc`` stays well below it, the
-    discriminator does not keep up and dependence costs the VAE nothing: raise ``lr_discriminator`` or ``units``, or
-    lower ``lr``.
+    discriminator does not keep up and dependence costs the VAE nothing: raise ``n_critic``, its steps to one of the
+    VAE.
 
     Args:
         gamma: Weight of the total correlation.
