@@ -18,6 +18,7 @@ from lit_generative.checkpoints.pretrained import from_pretrained, save_pretrain
 from lit_generative.checkpoints.record import record, upgrade
 from lit_generative.errors import UserError, UserTypeError
 from lit_generative.training.batches import TakesBatches, require_batches
+from lit_generative.training.compilation import Compiles
 from lit_generative.training.evaluation import Evaluates
 from lit_generative.training.log import TrainLog
 from lit_generative.training.optimization import Optimizes
@@ -26,7 +27,7 @@ from lit_generative.training.progress import begin_next_epoch, count_epochs, res
 from lit_generative.utils.rng import mixed_seed, rng_states, set_rng_states
 
 
-class GenerativeModel(TakesBatches, Evaluates, Optimizes, PlainArguments, AnyPrecision, TrainLog):
+class GenerativeModel(TakesBatches, Evaluates, Optimizes, Compiles, PlainArguments, AnyPrecision, TrainLog):
     """A LightningModule with the plumbing that has nothing to do with any paper.
 
     A model states ``image_shape`` and ``num_levels`` (256, or 2 for binary pixels); they are held against the data's
@@ -42,6 +43,8 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, PlainArguments, AnyPre
         self._resumed = {}  # a run before may have stopped before it trained
         self.require_fitting(getattr(self.trainer, "datamodule", None))
         self.require_precision()
+        if stage == "fit":
+            self.advise_precision()
         strategy: Any = self.trainer.strategy
         synchronised = getattr(strategy, "_layer_sync", None) is not None and strategy.root_device.type == "cpu"
         if stage == "fit" and synchronised and any(isinstance(m, _BatchNorm) for m in self.modules()):
@@ -164,6 +167,7 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, PlainArguments, AnyPre
         self._started = time.perf_counter()
         state, self._resumed = self._resumed, {}
         self.start_training(state)
+        self.start_compiled()
 
     def teardown(self, stage: str) -> None:
         require_batches(self.trainer)
@@ -182,6 +186,7 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, PlainArguments, AnyPre
 
     def on_train_end(self) -> None:
         self._stop_clock()
+        self.end_compiled()
 
     # After training the model is in eval mode; a second training takes the modes of the first, in which the user may
     # have frozen some parts.

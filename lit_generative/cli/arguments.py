@@ -38,6 +38,8 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help=text)
     text = "Write last.ckpt every so many batches, in addition to once an epoch (fit)."
     parser.add_argument("--save_every", type=PositiveInt | None, help=text)
+    text = "Compile training steps, which takes a minute the first time (fit)."
+    parser.add_argument("--compile", action="store_true", help=text)
     text = "Weights to start from: a file, a folder, wandb://... or hf://..., or several, separated by commas."
     parser.add_argument("--init_from", type=str | None, help=text)
     text = "Start from a checkpoint's raw weights rather than their average."

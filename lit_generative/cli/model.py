@@ -10,7 +10,7 @@ from lit_generative.errors import UserError
 
 
 def prepare_model(model: Any, config: Namespace, checkpoint: dict[str, Any] | None, subcommand: str) -> None:
-    """Apply ``--optimizer``, ``--lr_scheduler`` and ``--init_from``, and check that the checkpoint, if any, fits.
+    """Apply ``--optimizer``, ``--lr_scheduler``, ``--compile`` and ``--init_from``; check that the checkpoint fits.
 
     Raises:
         UserError: There are no trained weights to evaluate, or a choice or the checkpoint does not suit the model.
@@ -18,6 +18,8 @@ def prepare_model(model: Any, config: Namespace, checkpoint: dict[str, Any] | No
     if subcommand != "fit" and (config.ckpt_path or config.init_from) is None:
         raise UserError(f"{subcommand} needs trained weights: name a checkpoint by --ckpt_path")
     choose_optimization(model, config)
+    if config.compile:
+        model.compile()
     if config.init_from is not None:
         init_from(model, config.init_from, config.init_from_raw, config.init_from_partly)
     if checkpoint is not None:

@@ -60,6 +60,7 @@ class Adversarial(GenerativeModel):
     generator: nn.Module
     discriminator: nn.Module
     monitor: str | None = None  # there is no loss to choose by
+    compiled_functions = ("generate", "discriminator_loss", "generator_loss")
 
     def __init__(self, n_critic: int = 1, accumulate_grad_batches: int = 1, clip: float = 0.0, **rest: Any) -> None:
         super().__init__(**rest)

@@ -39,6 +39,7 @@ class DiffusionModel(GenerativeModel, ABC):
     schedule: Schedule
     denoiser: nn.Module
     needs_float32 = "images, their noise and the bound would be rounded"
+    compiled_functions = ("losses_at",)
 
     def __init__(
         self,

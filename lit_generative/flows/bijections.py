@@ -159,6 +159,8 @@ class ActNorm(Bijection):
         super().__init__()
         self.mean, self.log_scale = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("initialized", torch.tensor(False))
+        self.waits = True  # for its first batch: what `initialized` says, where the compiler can look at it
+        self.register_load_state_dict_post_hook(_look_at_initialized)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -166,14 +168,19 @@ class ActNorm(Bijection):
         self.mean.copy_(mean)
         self.log_scale.copy_(-0.5 * (variance + 1e-6).log())
         self.initialized.fill_(True)
+        self.waits = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.training and torch.is_grad_enabled() and not self.initialized:
+        if self.training and torch.is_grad_enabled() and self.waits:
             self.initialize(x)
         return normalise(x, self.mean, self.log_scale)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return denormalise(z, self.mean, self.log_scale)
+
+
+def _look_at_initialized(norm: ActNorm, _: Any) -> None:
+    norm.waits = not norm.initialized
 
 
 # -- permutations and splits -----------------------------------------------------------------------

@@ -48,6 +48,7 @@ class LatentFlow(GenerativeModel):
     """
 
     needs_float32 = "a density of rounded latents is none"
+    compiled_functions = ("error", "latent_log_density")
     ood_headline = "sum"
     smallest_batch = 2  # of vectors, whose variance the flow's normalisations start from
 

@@ -84,6 +84,7 @@ class RealNVP(GenerativeModel):
     """
 
     needs_float32 = "the noise of a level needs 16 bits below it"
+    compiled_functions = ("log_weights",)
 
     def __init__(
         self,

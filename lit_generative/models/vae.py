@@ -55,6 +55,7 @@ class VAE(GenerativeModel):
     """
 
     needs_float32 = "images and their likelihoods would be rounded"
+    compiled_functions = ("objective",)
     pixels_at_once = 2**23  # bounds the memory of many importance samples: about 32 MB a tensor
 
     def __init__(
@@ -80,6 +81,7 @@ class VAE(GenerativeModel):
         self.save_hyperparameters()
         self.image_shape, self.latent = image_shape, latent
         self.lr, self.lr_decay_start, self.kl_warmup, self.free_bits = lr, lr_decay_start, kl_warmup, free_bits
+        self.waits = kl_warmup > 0  # for the KL term's full weight; until then steps are not compiled
         self.test_k, self.likelihood = sorted(test_k), LIKELIHOODS[likelihood]
         self.likelihood_kind, self.log_prob_kind = f"bound, IWAE-{self.test_k[-1]}", "bound, IWAE-50"
         self.num_levels = self.likelihood.num_levels
@@ -126,7 +128,7 @@ class VAE(GenerativeModel):
     @property
     def kl_weight(self) -> float:
         """Rises linearly to 1 in ``kl_warmup`` steps (Sønderby et al., 2016)."""
-        return min(1.0, (self.global_step + 1) / (self.kl_warmup + 1))
+        return min(1.0, (self.global_step + 1) / (self.kl_warmup + 1)) if self.waits else 1.0
 
     def penalised(self, kl: Tensor) -> Tensor:
         """The KL term of the loss from ``(B, latent)``: its sum, where a dimension's mean is above its free bits."""
@@ -187,6 +189,10 @@ class VAE(GenerativeModel):
         return self.decode(spherical_interpolation(self.noise(2, n, self.latent), steps))
 
     # -- Lightning ---------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self.waits = self.global_step < self.kl_warmup
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         terms = {name: value.mean() for name, value in self.objective(batch[0]).items()}

@@ -66,9 +66,8 @@ def gradient_penalty(critic: nn.Module, x: Tensor, fake: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         x, fake = at_least_float32(x), at_least_float32(fake)
         eps = torch.rand(len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
-        x_hat = torch.lerp(fake, x, eps).requires_grad_()
-        score = critic(x_hat).sum()
-        (gradient,) = torch.autograd.grad(score, x_hat, create_graph=True)
+        # by torch.func, which torch.compile can trace: it has no second derivatives of autograd's
+        gradient = torch.func.grad(lambda x_hat: critic(x_hat).sum())(torch.lerp(fake, x, eps))
         norm = (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()  # the root of 0 has no gradient
         return (norm - 1).square().mean()
 

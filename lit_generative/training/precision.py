@@ -4,10 +4,20 @@ from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_generative.errors import UserError
 from lit_generative.utils.precision import exact_device
+
+
+def computes_in_bfloat16() -> bool | None:
+    """Whether the CPU has instructions for products in bfloat16; None if torch is too old to say."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is None:
+        return None
+    able = capabilities()
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
 
 
 class AnyPrecision(LightningModule):
@@ -27,6 +37,16 @@ class AnyPrecision(LightningModule):
                 raise UserError(f"there is no float64 on {device.type}: choose --trainer.precision 32-true")
         if self.needs_float32:
             self.require_float32(self.needs_float32)
+
+    def advise_precision(self) -> None:
+        """Say where another precision would be faster on this processor."""
+        if self.trainer.strategy.root_device.type != "cpu":
+            return
+        quick, precision = computes_in_bfloat16(), self.trainer.precision
+        if quick and precision == "32-true":
+            rank_zero_info("this processor computes in bfloat16: --trainer.precision bf16-mixed is faster for most")
+        if quick is False and precision in ("bf16-mixed", "bf16-true"):
+            rank_zero_info("this processor only emulates bfloat16, slowly: --trainer.precision 32-true is faster")
 
     def require_float32(self, why: str, instead_of: Sequence[str] = ("16-true", "bf16-true")) -> None:
         """Raise a ValueError if this run keeps numbers in half precision throughout."""

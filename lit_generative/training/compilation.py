@@ -1,0 +1,108 @@
+"""Compiled training steps: ``torch.compile`` of the functions that hold the arithmetic, not of hooks and logging."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lit_generative.errors import UserError
+
+Step = Callable[..., Any]
+CACHE = Path(torch.hub.get_dir()).parent / "inductor"
+
+
+class Compiles(LightningModule):
+    """A model whose training steps can be compiled, see `compile`.
+
+    It names the methods to compile in ``compiled_functions``: pure functions of tensors but for random draws and
+    buffers. The first argument of each is the images ``(B, ...)`` or the batch.
+    """
+
+    compiled_functions: tuple[str, ...] = ()
+    compile_seconds: float = 0.0  # spent on compiling in this run
+    _clock: float  # of `TrainLog`
+    _compile_options: dict[str, Any] | None = None
+
+    def compile(self, mode: str = "default") -> None:  # nn.Module's compiles `forward`
+        """Compile training steps, from the next training on.
+
+        The numbers are those of uncompiled steps up to rounding, with the same random draws. Not compiled: batches of
+        another size than the loader's, steps in which a module has ``waits`` set (an `ActNorm` before its first batch,
+        a VAE whose KL term's weight still rises), validation and test. Checkpoints are the same.
+
+        Args:
+            mode: That of ``torch.compile``: ``default``; on a GPU also ``reduce-overhead`` or ``max-autotune``.
+
+        Raises:
+            ValueError: There is no such mode.
+        """
+        # before torch._inductor is imported, which sets it; its own folder does not outlive a restart
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
+        try:
+            options = torch._inductor.list_mode_options(mode)
+        except RuntimeError as error:
+            message = f"torch.compile has no mode {mode}: choose default, reduce-overhead or max-autotune"
+            raise UserError(message) from error
+        self._compile_options = {**options, "fallback_random": True}  # the draws of uncompiled steps
+
+    def start_compiled(self) -> None:
+        """Put compiled functions in the place of the model's, if `compile` asked for them."""
+        if self._compile_options is None:
+            return
+        require_compiler(self.device)
+        self.compile_seconds = 0.0
+        size = getattr(self.trainer.train_dataloader, "batch_size", None)
+        for name in self.compiled_functions:
+            vars(self)[name] = self._compiled(name, size)
+
+    def end_compiled(self) -> None:
+        """Take the compiled functions away again."""
+        for name in self.compiled_functions:
+            vars(self).pop(name, None)
+
+    def _compiled(self, name: str, size: int | None) -> Step:
+        """The method of that name, compiled for training with batches of ``size`` (None: any)."""
+        slow: Step = getattr(self, name)
+        fast: Step = torch.compile(slow, options=self._compile_options)
+        waiting = list(self.modules())  # until none of them does something else than in all later steps
+        known: set[bool] = set()  # whether gradients were on in earlier calls: each is compiled by itself
+
+        def step(first: Any, *rest: Any) -> Any:
+            images = first if isinstance(first, Tensor) else first[0]
+            others = size is not None and len(images) != size
+            if not self.training or others or any(getattr(module, "waits", False) for module in waiting):
+                return slow(first, *rest)
+            waiting.clear()
+            if torch.is_grad_enabled() in known:
+                return fast(first, *rest)
+            known.add(torch.is_grad_enabled())
+            return self._first(name, fast, first, *rest)
+
+        return step
+
+    def _first(self, name: str, fast: Step, *arguments: Any) -> Any:
+        """The call that compiles."""
+        start = time.perf_counter()
+        result = fast(*arguments)
+        seconds = time.perf_counter() - start
+        self.compile_seconds += seconds
+        self._clock += seconds  # images/s are those of steps
+        rank_zero_info(f"compiled {name} in {seconds:.0f} s (kept in {os.environ['TORCHINDUCTOR_CACHE_DIR']})")
+        return result
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise a ValueError if code for the CPU is to be compiled and there is no compiler."""
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if device.type == "cpu" and not any(map(shutil.which, names)):
+        raise UserError(
+            f"--compile needs a C++ compiler, and {' or '.join(names)} is not installed: install one (Debian: "
+            "apt install g++), or train without --compile"
+        )

@@ -1,0 +1,119 @@
+"""Compiled training steps compute what uncompiled ones do, with torch's real compiler."""
+
+import shutil
+
+import pytest
+import torch
+from comparison import differing
+from stubs import trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from datamodules import FashionMNIST
+from lit_generative.checkpoints import read_checkpoint
+from lit_generative.errors import UserError
+from lit_generative.models import VAE, WGANGP, LatentFlow, RealNVP
+from lit_generative.models.wgan import gradient_penalty
+from lit_generative.training import precision
+from lit_generative.training.compilation import require_compiler
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training"),
+    pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"),
+]
+MODELS = {
+    "VAE": lambda: VAE(hidden=(4,), latent=2, kl_warmup=2, free_bits=0.1, lr_decay_start=0.5),
+    "RealNVP": lambda: RealNVP(stack="fully_connected", couplings=2, width=4, depth=1, norm="act"),
+    "LatentFlow": lambda: LatentFlow(hidden=(4,), latent=4, couplings=1, width=4, depth=1),
+    "WGANGP": lambda: WGANGP(width=4, latent=4, n_critic=2, accumulate_grad_batches=2),
+}
+
+
+def fit(model, folder):
+    """Epochs of two batches of 8 images and one of 3; the checkpoint after them."""
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (19, 1, 28, 28), generator=torch.Generator().manual_seed(0)) / 255
+    run = trainer(folder, max_epochs=2, precision="64-true")  # Adam makes steps of roundings
+    loader = DataLoader(TensorDataset(images, torch.zeros(19)), 8)
+    run.fit(model, loader, loader)
+    run.save_checkpoint(folder / "last.ckpt")
+    return read_checkpoint(folder / "last.ckpt")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_steps_are_the_uncompiled_ones(tmp_path, name):
+    torch.manual_seed(0)
+    plain = MODELS[name]()
+    compiled = MODELS[name]()
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile()
+    expected, actual = fit(plain, tmp_path / "plain"), fit(compiled, tmp_path / "compiled")
+    assert compiled.compile_seconds > 0 == plain.compile_seconds
+    assert expected["state_dict"].keys() == actual["state_dict"].keys()  # no _orig_mod
+    for key, value in expected["state_dict"].items():
+        torch.testing.assert_close(actual["state_dict"][key], value, rtol=1e-6, atol=1e-8, msg=key)
+    assert not set(compiled.compiled_functions) & vars(compiled).keys()  # a test runs the model's own
+
+
+def test_a_compiled_run_resumes_exactly(tmp_path, data_dir):
+    def run(folder, epochs, ckpt_path=None):
+        torch.manual_seed(0)
+        model = VAE(hidden=(4,), latent=2)
+        model.compile()
+        data = FashionMNIST(str(data_dir), batch_size=8, val_size=16)
+        run = trainer(folder, max_epochs=epochs, limit_train_batches=3, limit_val_batches=1)
+        run.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        run.save_checkpoint(folder / "last.ckpt")
+        assert model.compile_seconds > 0
+        return read_checkpoint(folder / "last.ckpt")
+
+    whole = run(tmp_path / "whole", 2)
+    run(tmp_path / "half", 1)
+    resumed = run(tmp_path / "rest", 2, tmp_path / "half" / "last.ckpt")
+    assert not differing(whole["state_dict"], resumed["state_dict"])
+    assert not differing(whole["optimizer_states"], resumed["optimizer_states"])
+
+
+def test_only_whole_training_batches_are_compiled(tmp_path):
+    model = MODELS["VAE"]()
+    model.compile()
+    model.trainer = trainer(tmp_path)
+    calls = []
+    model.objective = lambda x: calls.append(len(x))
+    step = model._compiled("objective", size=8)
+    model.eval()
+    step(torch.zeros(8, 1, 28, 28))
+    model.train()
+    step(torch.zeros(3, 1, 28, 28))
+    assert calls == [8, 3]
+    assert model.compile_seconds == 0
+
+
+def test_penalty_is_the_closed_form_of_a_linear_critic():
+    weight = torch.randn(9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(4, 1, 3, 3, dtype=torch.float64)
+    penalty = gradient_penalty(lambda v: v.flatten(1) @ weight, x, -x)
+    torch.testing.assert_close(penalty, (weight.norm() - 1) ** 2)
+
+
+def test_an_unknown_mode_and_a_missing_compiler_are_said(monkeypatch):
+    with pytest.raises(UserError, match="no mode fastest: choose default"):
+        VAE(hidden=(4,), latent=2).compile("fastest")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="no-such-compiler is not installed"):
+        require_compiler(torch.device("cpu"))
+    require_compiler(torch.device("meta"))
+
+
+@pytest.mark.parametrize(
+    ("able", "chosen", "said"),
+    [(True, "32-true", "bf16-mixed is faster"), (False, "bf16-mixed", "only emulates"), (None, "32-true", "")],
+)
+def test_a_run_says_which_precision_is_faster(tmp_path, monkeypatch, able, chosen, said):
+    lines = []
+    monkeypatch.setattr(precision, "computes_in_bfloat16", lambda: able)
+    monkeypatch.setattr(precision, "rank_zero_info", lines.append)
+    model = VAE(hidden=(4,), latent=2)
+    model.trainer = trainer(tmp_path, precision=chosen)
+    model.advise_precision()
+    assert said in "".join(lines)
+    assert bool(lines) == bool(said)
