@@ -43,8 +43,6 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, Compiles, PlainArgumen
         self._resumed = {}  # a run before may have stopped before it trained
         self.require_fitting(getattr(self.trainer, "datamodule", None))
         self.require_precision()
-        if stage == "fit":
-            self.advise_precision()
         strategy: Any = self.trainer.strategy
         synchronised = getattr(strategy, "_layer_sync", None) is not None and strategy.root_device.type == "cpu"
         if stage == "fit" and synchronised and any(isinstance(m, _BatchNorm) for m in self.modules()):
@@ -163,6 +161,7 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, Compiles, PlainArgumen
 
     def on_train_start(self) -> None:
         require_batches(self.trainer)
+        self.advise_precision()
         begin_next_epoch(self.trainer)
         self._started = time.perf_counter()
         state, self._resumed = self._resumed, {}

@@ -1,5 +1,6 @@
 """Compiled training steps compute what uncompiled ones do, with torch's real compiler."""
 
+import os
 import shutil
 
 import pytest
@@ -14,7 +15,7 @@ from lit_generative.errors import UserError
 from lit_generative.models import VAE, WGANGP, LatentFlow, RealNVP
 from lit_generative.models.wgan import gradient_penalty
 from lit_generative.training import precision
-from lit_generative.training.compilation import require_compiler
+from lit_generative.training.compilation import CACHE, keep_compiled_code, require_compiler
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training"),
@@ -93,6 +94,13 @@ def test_penalty_is_the_closed_form_of_a_linear_critic():
     x = torch.randn(4, 1, 3, 3, dtype=torch.float64)
     penalty = gradient_penalty(lambda v: v.flatten(1) @ weight, x, -x)
     torch.testing.assert_close(penalty, (weight.norm() - 1) ** 2)
+
+
+def test_compiled_code_is_kept_where_the_user_says_or_beside_downloads(monkeypatch):
+    for given, kept in (("/tmp/torchinductor_me", str(CACHE)), ("/data/mine", "/data/mine")):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
+        keep_compiled_code()
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == kept
 
 
 def test_an_unknown_mode_and_a_missing_compiler_are_said(monkeypatch):

@@ -43,8 +43,7 @@ class Compiles(LightningModule):
         Raises:
             ValueError: There is no such mode.
         """
-        # before torch._inductor is imported, which sets it; its own folder does not outlive a restart
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
+        keep_compiled_code()
         try:
             options = torch._inductor.list_mode_options(mode)
         except RuntimeError as error:
@@ -96,6 +95,12 @@ class Compiles(LightningModule):
         self._clock += seconds  # images/s are those of steps
         rank_zero_info(f"compiled {name} in {seconds:.0f} s (kept in {os.environ['TORCHINDUCTOR_CACHE_DIR']})")
         return result
+
+
+def keep_compiled_code() -> None:
+    """Let torch keep it beside what it downloads; its own choice is a temporary folder that a restart empties."""
+    if Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torchinductor_")).name.startswith("torchinductor_"):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(CACHE)
 
 
 def require_compiler(device: torch.device) -> None:

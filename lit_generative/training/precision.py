@@ -40,7 +40,7 @@ class AnyPrecision(LightningModule):
 
     def advise_precision(self) -> None:
         """Say where another precision would be faster on this processor."""
-        if self.trainer.strategy.root_device.type != "cpu":
+        if self.device.type != "cpu":
             return
         quick, precision = computes_in_bfloat16(), self.trainer.precision
         if quick and precision == "32-true":
