@@ -53,6 +53,7 @@ class Compiles(LightningModule):
 
     def start_compiled(self) -> None:
         """Put compiled functions in the place of the model's, if `compile` asked for them."""
+        self.end_compiled()  # a training before may have ended by an error
         if self._compile_options is None:
             return
         require_compiler(self.device)

@@ -17,7 +17,7 @@ def computes_in_bfloat16() -> bool | None:
     if capabilities is None:
         return None
     able = capabilities()
-    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 class AnyPrecision(LightningModule):
@@ -44,7 +44,7 @@ class AnyPrecision(LightningModule):
             return
         quick, precision = computes_in_bfloat16(), self.trainer.precision
         if quick and precision == "32-true":
-            rank_zero_info("this processor computes in bfloat16: --trainer.precision bf16-mixed is faster for most")
+            rank_zero_info("this processor computes in bfloat16: --trainer.precision bf16-mixed is usually faster")
         if quick is False and precision in ("bf16-mixed", "bf16-true"):
             rank_zero_info("this processor only emulates bfloat16, slowly: --trainer.precision 32-true is faster")
 
