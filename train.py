@@ -22,6 +22,7 @@ import datamodules
 import lit_generative.models
 from callbacks import CheckMonitors, PredictionWriter, Progress, Report, SaveOnSignal, WandbRecord
 from callbacks.defaults import default_callbacks
+from callbacks.reporting._screen import TaskScreen
 from lit_generative.checkpoints.best import DEFAULT_MONITOR, BestModelCheckpoint
 from lit_generative.checkpoints.last import AtomicCheckpointIO, LastCheckpoint
 from lit_generative.checkpoints.load import import_classes
@@ -46,6 +47,7 @@ from lit_generative.generative_model import GenerativeModel
 from lit_generative.training.log import NonFiniteError
 from lit_generative.training.run_logger import RunLogger, start_wandb
 from lit_generative.utils.files import unused
+from lit_generative.utils.tasks import show_tasks
 
 DESCRIPTION = "Deep generative models. `train.py sample` and `train.py export` need a checkpoint only."
 RUNS = "runs"  # default of --trainer.default_root_dir; a logger with this save_dir follows that argument
@@ -226,6 +228,7 @@ def main(args: list[str]) -> None:
     with concise_output(debug):
         try:
             if args and args[0] in commands:
+                show_tasks(TaskScreen())
                 auto_cli(commands[args[0]], args=args[1:], as_positional=False, exit_on_error=False)
             else:
                 CLI(args, debug)

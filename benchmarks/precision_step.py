@@ -1,9 +1,11 @@
-"""A training step in float32, in bfloat16 and compiled: what `--trainer.precision bf16-mixed` and `--compile` bring.
+"""Training steps of recipes in float32 and bfloat16, compiled and not: what precision and `--compile` bring.
 
-    python benchmarks/precision_step.py [--threads 1] [--rounds 5] [--models VAE IWAE ...]
+    python benchmarks/precision_step.py [RECIPE ...] [--device cpu] [--threads 1] [--rounds 5] [--modes MODE ...]
 
-Forward, backward and fused Adam in a bare loop, in turns; compiling is timed by itself and kept on disk, so that only
-the first run of this script shows its full cost.
+The recipes' models and batch sizes, made-up images, a bare loop with the recipes' optimisers (forward, backward, step;
+for a GAN one step of either network), in turns. Compiling is timed by itself and kept on disk, so that only the first
+run of this script shows its full cost. On a GPU float32 multiplies in TensorFloat-32, and the highest memory of a step
+is shown.
 """
 
 import argparse
@@ -11,79 +13,124 @@ import copy
 import statistics
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
+import yaml
 
-from lit_generative.models import DDPM, IWAE, VAE, RealNVP
+import lit_generative.models
+from lit_generative.families.adversarial import Adversarial, frozen
+from lit_generative.models import DDPM, RealNVP
 
-# a model, its batch, and whether its pixels are binary
-SYSTEMS = {
-    "VAE": (lambda: VAE(hidden=(500, 500), latent=20, likelihood="bernoulli"), 128, True),
-    "IWAE": (lambda: IWAE(k=50), 128, True),
-    "VAE_conv": (lambda: VAE(network="conv", hidden=(64, 128), latent=20), 128, False),
-    "RealNVP": (lambda: RealNVP(norm="act"), 64, False),
-    "DDPM": (DDPM, 64, False),
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = ["vae_mnist", "iwae_mnist", "vae_fashion_mnist", "realnvp_mnist", "realnvp_fashion_mnist",
+           "ddpm_fashion_mnist", "dcgan_fashion_mnist_28", "wgan_gp_mnist"]  # fmt: skip
+# whether in bfloat16, and the mode of torch.compile
+MODES = {
+    "float32": (False, None),
+    "bf16": (True, None),
+    "compiled": (False, "default"),
+    "bf16, compiled": (True, "default"),
+    "bf16, reduce-overhead": (True, "reduce-overhead"),
+    "bf16, max-autotune": (True, "max-autotune"),
 }
-MODES = {"float32": (False, False), "bf16": (True, False), "compiled": (False, True), "bf16, compiled": (True, True)}
 
 
-def loss_of(model, compiled):
-    """The training loss as a function of images, and it compiled as `Compiles.compile` does."""
-    (name,) = model.compiled_functions
-    function = getattr(model, name)
-    if compiled:
-        function = torch.compile(function, options={"fallback_random": True})
+def system_of(recipe, device):
+    """The model of a recipe and a batch of made-up images."""
+    config = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())
+    model = getattr(lit_generative.models, config["model"]["class_path"])(**config["model"].get("init_args", {}))
+    count = config["data"]["init_args"]["batch_size"]
+    x = torch.randint(0, 256, (count, *model.image_shape)) / 255
+    return model.to(device), (x > 0.87).float().to(device) if model.num_levels == 2 else x.to(device)
+
+
+def losses_of(model, x):
+    """Functions whose values are minimised one after the other, each with its optimizer."""
+    optimizers = model.default_optimizers()
+    if isinstance(model, Adversarial):
+        fakes = []
+
+        def discriminator():
+            fakes[:] = [model.generate((x, None))]
+            return next(iter(model.discriminator_loss((x, None), fakes[0].detach()).values()))
+
+        return list(zip((discriminator, lambda: next(iter(model.generator_loss((x, None), fakes[0]).values()))),
+                        reversed(optimizers), strict=True))  # fmt: skip
     if isinstance(model, DDPM):
-        return lambda x: function(x, torch.randint(1, 1001, (len(x),))).mean()
+        t = torch.randint(1, model.steps + 1, (len(x),), device=x.device)
+        return [(lambda: model.losses_at(x, t).mean(), optimizers[0])]
     if isinstance(model, RealNVP):
-        return lambda x: -function(x).mean()
-    return lambda x: function(x)["loss"].mean()
+        return [(lambda: -model.log_weights(x).mean(), optimizers[0])]
+    return [(lambda: model.objective(x)["loss"].mean(), optimizers[0])]
 
 
-def stepper(model, half, compiled, x):
-    loss, optimizer = loss_of(model, compiled), torch.optim.Adam(model.parameters(), 1e-5, fused=True)
+def stepper(model, x, half, mode):
+    """One training step as a function."""
+    if mode is not None:
+        for name in model.compiled_functions:
+            vars(model)[name] = torch.compile(getattr(model, name), options=model.compile_options(mode))
+    players = losses_of(model, x)
 
     def step():
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
-            value = loss(x)
-        value.backward()
-        optimizer.step()
+        for i, (loss, optimizer) in enumerate(players):
+            optimizer.zero_grad()
+            with frozen(model.discriminator) if i else nullcontext():
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+                    value = loss()
+                value.backward()
+            optimizer.step()
 
     return step
 
 
-def seconds(step, repeats=1):
+def seconds(step, device, repeats=1):
     start = time.perf_counter()
     for _ in range(repeats):
         step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return (time.perf_counter() - start) / repeats
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=RECIPES)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--models", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    parser.add_argument("--modes", nargs="+", default=list(MODES)[:4], choices=MODES, help="besides float32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"ms a step, {args.threads} thread(s), {args.rounds} rounds in turns, medians; torch {torch.__version__}")
-    print(f"| | {' | '.join(MODES)} | compiling, s |\n|---|{'---:|' * (len(MODES) + 1)}")
-    for name in args.models:
-        make, batch, binary = SYSTEMS[name]
+    gpu = args.device.type == "cuda"
+    if gpu:
+        torch.set_float32_matmul_precision("high")
+    where = torch.cuda.get_device_name() if gpu else f"{args.threads} thread(s)"
+    modes = [mode for mode in args.modes if mode != "float32"]
+    print(f"a step on {where}, {args.rounds} rounds in turns, medians; torch {torch.__version__}")
+    columns = ["float32, ms", *modes, "images/s of the best", "compiling, s", *["memory, GiB"] * gpu]
+    print(f"| recipe | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    for recipe in args.recipes:
         torch.manual_seed(0)
-        x = torch.randint(0, 256, (batch, 1, 28, 28)) / 255
-        x = (x > 0.87).float() if binary else x
-        model = make()
-        stepper(model, False, False, x)()  # what the first batch sets
-        steps = {mode: stepper(copy.deepcopy(model), *options, x) for mode, options in MODES.items()}
-        first = {mode: seconds(step) for mode, step in steps.items()}
-        repeats = max(1, int(0.5 / seconds(steps["float32"])))
-        rounds = [{mode: seconds(step, repeats) for mode, step in steps.items()} for _ in range(args.rounds)]
-        cells = [f"{statistics.median(r['float32'] for r in rounds) * 1000:.1f}"]
-        for mode in list(MODES)[1:]:
-            cells.append(f"{statistics.median(r['float32'] / r[mode] for r in rounds):.2f}x")
-        print(f"| {name} | {' | '.join(cells)} | {max(first.values()):.0f} |", flush=True)
+        torch.compiler.reset()
+        model, x = system_of(recipe, args.device)
+        stepper(model, x, False, None)()  # what the first batch sets
+        steps, first, memory = {}, {}, 0.0
+        for mode in ("float32", *modes):
+            steps[mode] = stepper(copy.deepcopy(model), x, *MODES[mode])
+            first[mode] = seconds(steps[mode], args.device)
+            seconds(steps[mode], args.device, 3)  # CUDA graphs are recorded after the first
+        if gpu:
+            torch.cuda.reset_peak_memory_stats()
+        repeats = max(1, int(0.5 / seconds(steps["float32"], args.device)))
+        rounds = [{m: seconds(step, args.device, repeats) for m, step in steps.items()} for _ in range(args.rounds)]
+        if gpu:
+            memory = torch.cuda.max_memory_allocated() / 2**30
+        cells = [f"{statistics.median(r['float32'] for r in rounds) * 1000:.2f}"]
+        cells += [f"{statistics.median(r['float32'] / r[mode] for r in rounds):.2f}x" for mode in modes]
+        best = min(statistics.median(r[mode] for r in rounds) for mode in steps)
+        cells += [f"{len(x) / best:,.0f}", f"{max(first.values()):.0f}", *[f"{memory:.1f}"] * gpu]
+        print(f"| {recipe} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -166,6 +166,7 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, Compiles, PlainArgumen
         self._started = time.perf_counter()
         state, self._resumed = self._resumed, {}
         self.start_training(state)
+        self.start_products()
         self.start_compiled()
 
     def teardown(self, stage: str) -> None:
@@ -185,6 +186,13 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, Compiles, PlainArgumen
 
     def on_train_end(self) -> None:
         self._stop_clock()
+        self.end_compiled()
+        self.end_products()
+
+    def on_test_start(self) -> None:
+        self.start_compiled()
+
+    def on_test_end(self) -> None:
         self.end_compiled()
 
     # After training the model is in eval mode; a second training takes the modes of the first, in which the user may

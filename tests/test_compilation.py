@@ -55,6 +55,24 @@ def test_compiled_steps_are_the_uncompiled_ones(tmp_path, name):
 
 
 @compiles
+@pytest.mark.parametrize("name", ["VAE", "RealNVP"])
+def test_a_compiled_test_has_the_numbers_of_an_uncompiled_one(tmp_path, name):
+    torch.manual_seed(0)
+    plain, compiled = MODELS[name](), MODELS[name]()
+    fit(plain, tmp_path)
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile()
+    images = torch.randint(0, 256, (19, 1, 28, 28), generator=torch.Generator().manual_seed(0)) / 255
+    loader, numbers = DataLoader(TensorDataset(images, torch.zeros(19)), 8), []
+    for model in (plain, compiled):
+        torch.manual_seed(0)
+        numbers += trainer(tmp_path, precision="64-true").test(model, loader, verbose=False)
+    assert compiled.compile_seconds > 0
+    assert numbers[1] == pytest.approx(numbers[0], rel=1e-6)
+    assert not set(compiled.compiled_evaluations) & vars(compiled).keys()
+
+
+@compiles
 def test_a_compiled_run_resumes_exactly(tmp_path, data_dir):
     def run(folder, epochs, ckpt_path=None):
         torch.manual_seed(0)

@@ -127,6 +127,21 @@ def test_the_code_is_the_shortest_of_three_lossless_ones():
         assert all(best[code] > length for code in plain if code != shortest)
 
 
+def test_code_lengths_are_read_where_the_same_images_were_coded_before(tmp_path, monkeypatch):
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    first = ood.stored_code_length(images, tmp_path / "new")
+    torch.testing.assert_close(first, ood.code_length(images), rtol=0, atol=0)
+    (file,) = (tmp_path / "new").iterdir()
+    monkeypatch.setattr(ood, "code_length", lambda images: torch.full((len(images),), -1.0).double())
+    assert torch.equal(ood.stored_code_length(images, tmp_path / "new"), first)
+    assert ood.stored_code_length(images.flip(0), tmp_path / "new").tolist() == [-1] * 3
+    monkeypatch.setattr(ood, "encoder_versions", lambda: {"pillow": "another"})
+    assert ood.stored_code_length(images, tmp_path / "new").tolist() == [-1] * 3
+    monkeypatch.undo()
+    file.write_bytes(file.read_bytes()[:-9])  # a damaged file
+    assert torch.equal(ood.stored_code_length(images, tmp_path / "new"), first)
+
+
 def test_simple_images():
     test = torch.randint(0, 256, (512, 1, 4, 4), dtype=torch.uint8)
     sets = ood.simple_images(test, seed=0)

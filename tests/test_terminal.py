@@ -26,6 +26,7 @@ from lit_generative.cli.messages import IGNORED, concise_output
 from lit_generative.errors import UserError
 from lit_generative.models.vae import VAE
 from lit_generative.training import precision
+from lit_generative.utils.tasks import show_tasks, tracked
 
 pytestmark = pytest.mark.slow
 
@@ -369,6 +370,38 @@ def test_a_line_comes_every_tenth_and_every_thirty_seconds(clock):
     assert lines.is_due(0.31)
     lines.show("epoch 1/1", 0.31, "")
     assert not lines.is_due(0.31) and lines.is_due(0.4)
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    ticks = itertools.count()  # every look at the clock takes a second
+    monkeypatch.setattr(_screen, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+
+
+def test_only_what_lasts_is_shown_with_the_time_left(seconds, capsys):
+    show_tasks(_screen.TaskScreen())
+    list(tracked(range(3), "short"))
+    assert capsys.readouterr().out == ""
+    list(tracked(range(20), "1,000 samples"))
+    show_tasks(None)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10 - 2  # a line for every tenth, after the first seconds
+    assert lines[-1].split() == ["1,000", "samples", "95%", "20/20", lines[-1].split()[-2], "left"]
+
+
+def test_a_bar_makes_room_and_comes_back(terminal, seconds):
+    with redirect_stdout(terminal):
+        outer = _screen.screen("epoch 1/1", 0.5)
+        outer.show("epoch 1/1", 0.5, "loss 1")
+        show_tasks(_screen.TaskScreen(make_room=outer.close))
+        for _ in tracked(range(9), "fid: samples"):
+            list(tracked(range(2), "sampling"))
+        show_tasks(None)
+        outer.show("epoch 1/1", 0.6, "loss 2")
+        outer.close()
+    frames = "\n".join(terminal.frames())
+    assert "fid: samples" in frames and "sampling 2/2" in frames and frames.rindex("loss 2") > frames.rindex("sampling")
+    assert not [row for row in terminal.rows() if row.strip()]  # nothing of them stays
 
 
 def test_other_processes_and_foreign_models(tmp_path, capsys, data_dir):

@@ -21,6 +21,7 @@ from lit_generative.metrics.reference_statistics import (
 )
 from lit_generative.protocols import HasImages
 from lit_generative.utils.rng import forked_rng
+from lit_generative.utils.tasks import tracked
 
 
 class FeatureCollector:
@@ -77,7 +78,8 @@ def reference_statistics(
     batches = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(batch_size)
     device = trainer.strategy.root_device
     collector = FeatureCollector(net, dims, keep, device)
-    for i in range(trainer.global_rank, len(batches), trainer.world_size):
+    mine = range(trainer.global_rank, len(batches), trainer.world_size)
+    for i in tracked(mine, f"fid_{name}: features of {len(images):,} {split} images"):
         collector.add(images[batches[i]].to(device), i * batch_size)
     real = collector.compute()
     if not trainer.is_global_zero:

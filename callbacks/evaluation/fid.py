@@ -15,6 +15,7 @@ from lit_generative.images import to_uint8
 from lit_generative.protocols import Samples
 from lit_generative.sampling import Conditions
 from lit_generative.utils.rng import forked_rng, mixed_seed, stage_seed
+from lit_generative.utils.tasks import tracked
 
 
 class FID(FeatureMetrics):
@@ -66,7 +67,8 @@ class FID(FeatureMetrics):
         self._fake, self._broken = self.collector(trainer, pl_module), 0
         drawn, seconds = 0, 0.0
         seed = stage_seed(self.seed, trainer.validating)
-        for i in range(trainer.global_rank, math.ceil(self.num_samples / self.batch_size), trainer.world_size):
+        mine = range(trainer.global_rank, math.ceil(self.num_samples / self.batch_size), trainer.world_size)
+        for i in tracked(mine, f"fid_{self.name}: {self.num_samples:,} samples"):
             first = i * self.batch_size
             with forked_rng(mixed_seed(seed, i), pl_module.device):
                 start = time.perf_counter()

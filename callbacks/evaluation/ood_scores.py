@@ -1,5 +1,6 @@
 """Detection of out-of-distribution images by a model's likelihood, corrections of it, and scores of its own."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from lit_generative.errors import UserError, UserTypeError, require_at_least
 from lit_generative.images import from_uint8
 from lit_generative.metrics import ood
 from lit_generative.metrics.aggregation import PerImage
+from lit_generative.metrics.reference_statistics import cache_folder
 from lit_generative.protocols import ComparesImages, HasLogProb, HasOODScores, require, require_data
 from lit_generative.utils.precision import exact, exact_device, for_weights
 from lit_generative.utils.rng import forked_rng, mixed_seed
+from lit_generative.utils.tasks import tracked
 
 
 class OODScores(EvaluationCallback):
@@ -44,6 +47,7 @@ class OODScores(EvaluationCallback):
         resamples: Bootstrap resamples of the intervals.
         strict: Whether a model without scores and missing data sets are errors; else they are left out with a message.
         seed: Seed of the choice of images, of the model's draws and of the bootstrap.
+        cache_dir: Folder of cached code lengths; None: ``~/.cache/lit-generative``.
 
     Raises:
         TypeError: The model has neither ``log_prob`` nor ``ood_scores``, or the data do not offer their images.
@@ -61,6 +65,7 @@ class OODScores(EvaluationCallback):
         resamples: int = 1000,
         strict: bool = True,
         seed: int = 0,
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__(every_n_epochs, seed)
         require_at_least(self, 1, num_images=num_images, batch_size=batch_size, resamples=resamples)
@@ -68,6 +73,7 @@ class OODScores(EvaluationCallback):
             raise UserError("OODScores: headline ratio needs a background model: give its checkpoint as background")
         self.data, self.background, self.synthetic, self.num_images = data, background, synthetic, num_images
         self.headline, self.batch_size, self.resamples, self.strict = headline, batch_size, resamples, strict
+        self.cache = Path(cache_dir).expanduser() if cache_dir else cache_folder()
         self._reset()
 
     def _reset(self) -> None:
@@ -146,16 +152,17 @@ class OODScores(EvaluationCallback):
         rank_zero_info(f"OODScores: scoring images of {', '.join(self._sets)}")
         if self._background is not None:
             self._background.to(pl_module.device)
-        for name, images in self._sets.items():
-            rows = self._rows[name] = PerImage().to(pl_module.device)
-            batches = images.split(self.batch_size)
-            for i in range(trainer.global_rank, max(len(batches), trainer.world_size), trainer.world_size):
-                mine = i < len(batches)  # a rank without a batch needs the names of the columns
-                columns = self._columns_of(pl_module, batches[i if mine else 0], mixed_seed(self.seed, i))
-                self._columns = list(columns)
-                values = torch.stack([exact(c).to(exact_device(pl_module.device)) for c in columns.values()], -1)
-                index = i * self.batch_size + torch.arange(len(values), device=pl_module.device)
-                rows.update(values[: None if mine else 0], index[: None if mine else 0])
+        self._rows = {name: PerImage().to(pl_module.device) for name in self._sets}
+        batches = {name: images.split(self.batch_size) for name, images in self._sets.items()}
+        rank, world = trainer.global_rank, trainer.world_size
+        each = [(name, i) for name, parts in batches.items() for i in range(rank, max(len(parts), world), world)]
+        for name, i in tracked(each, "out-of-distribution scores"):
+            mine = i < len(batches[name])  # a rank without a batch needs the names of the columns
+            columns = self._columns_of(pl_module, batches[name][i if mine else 0], mixed_seed(self.seed, i))
+            self._columns = list(columns)
+            values = torch.stack([exact(c).to(exact_device(pl_module.device)) for c in columns.values()], -1)
+            index = i * self.batch_size + torch.arange(len(values), device=pl_module.device)
+            self._rows[name].update(values[: None if mine else 0], index[: None if mine else 0])
 
     def _columns_of(self, model: Any, images: Tensor, seed: int) -> dict[str, Tensor]:
         """What the scores of each image are computed from; the draws do not depend on what else is scored."""
@@ -164,7 +171,6 @@ class OODScores(EvaluationCallback):
         if isinstance(model, HasLogProb):
             with forked_rng(seed, x.device):
                 columns["log_prob"] = model.log_prob(own)
-            columns["code_length"] = ood.code_length(images)
             if self._background is not None:
                 with forked_rng(seed, x.device):
                     columns["background"] = self._background.log_prob(x)
@@ -174,6 +180,13 @@ class OODScores(EvaluationCallback):
         return columns
 
     # -- numbers -----------------------------------------------------------------------------------
+
+    def _code_length(self, images: Tensor) -> Tensor:
+        try:
+            return ood.stored_code_length(images, self.cache)
+        except OSError as error:
+            rank_zero_warn(f"code lengths cannot be written to {self.cache} ({error}): choose another cache_dir")
+            return ood.code_length(images)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not self._rows:
@@ -186,17 +199,16 @@ class OODScores(EvaluationCallback):
     def _evaluate(self, columns: dict[str, dict[str, Tensor]]) -> dict[str, float]:
         log_probs = {name: c.pop("log_prob") for name, c in columns.items() if "log_prob" in c}
         self._scores = columns
-        for name, values in log_probs.items():
-            length, background = columns[name].pop("code_length"), columns[name].pop("background", None)
+        for name, values in tracked(list(log_probs.items()), "code lengths of the sets"):
+            length, background = self._code_length(self._sets[name]), columns[name].pop("background", None)
             # the columns that are left are the model's own scores
             self._scores[name] = ood.scores(values, log_probs["train"], length, background) | columns[name]
         inside = self._scores["test"]
         metrics = {f"{name}/log_prob": float(values.mean()) for name, values in log_probs.items()}
+        outside = [name for name in self._numbers if name not in ("train", "test")]
         measured = {
-            (name, score): ood.detection(inside[score], outside, self.resamples, self.seed)
-            for name in self._numbers
-            if name not in ("train", "test")
-            for score, outside in self._scores[name].items()
+            (name, score): ood.detection(inside[score], self._scores[name][score], self.resamples, self.seed)
+            for name, score in tracked([(name, score) for name in outside for score in inside], "bootstrap of AUROC")
         }
         for (name, score), measures in measured.items():
             metrics |= {f"{name}/{measure}_{score}": values[0] for measure, values in measures.items()}

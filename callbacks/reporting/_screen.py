@@ -4,10 +4,13 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 from callbacks.reporting._lines import duration
+from lit_generative.utils.tasks import Task, fraction
 
 SMOOTHING = 3.0  # seconds over which the speed is averaged
+PATIENCE = 3.0  # seconds after which a task within a run is shown
 
 
 class Pace:
@@ -76,6 +79,8 @@ class Bar:
         return time.monotonic() >= self._next
 
     def show(self, title: str, fraction: float, text: str) -> None:
+        if not self._bar.live.is_started:  # it made room for another
+            self._bar.start()
         self._width = max(self._width, len(text))  # the bar keeps its length
         self._bar.update(self._task, description=title, completed=min(fraction, 1.0), text=text.rjust(self._width))
         self._bar.refresh()
@@ -108,3 +113,39 @@ class Lines:
 def screen(title: str, fraction: float) -> Bar | Lines:
     """A display that suits standard output, for a task of which ``fraction`` is done."""
     return Bar(title, fraction) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else Lines(title, fraction)
+
+
+class TaskScreen:
+    """A display of loops (`tracked`) that last longer than a few seconds, with the time left.
+
+    Args:
+        make_room: Called before the first thing is shown.
+    """
+
+    def __init__(self, make_room: Callable[[], None] = lambda: None) -> None:
+        self._make_room = make_room
+        self._screen: Bar | Lines | None = None
+        self._start: float | None = None  # of the outermost loop
+
+    def __call__(self, tasks: Sequence[Task]) -> None:
+        if not tasks:
+            return self.close()
+        now, done = time.monotonic(), fraction(tasks)
+        if self._start is None:
+            self._start = now
+        if now - self._start < PATIENCE:
+            return
+        if self._screen is None:
+            self._make_room()
+            self._screen = screen(tasks[0].name, done)
+        elif not self._screen.is_due(done):
+            return
+        counts = [f"{task.done + 1:,}/{task.total:,}" for task in tasks[:1]]
+        counts += [f"{task.name} {task.done + 1:,}/{task.total:,}" for task in tasks[1:]]
+        left = (now - self._start) * (1 / done - 1) if done else math.inf
+        self._screen.show(tasks[0].name, done, f"{'  '.join(counts)}  {duration(left):>7} left")
+
+    def close(self) -> None:
+        if self._screen is not None:
+            self._screen.close()
+        self._screen = self._start = None

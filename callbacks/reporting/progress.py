@@ -1,6 +1,7 @@
 """Progress of a run."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -9,16 +10,18 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from callbacks.reporting._lines import numbers, position, total_steps
-from callbacks.reporting._screen import Bar, Lines, Pace, screen
+from callbacks.reporting._screen import Bar, Lines, Pace, TaskScreen, screen
 from lit_generative.training.log import TrainLog
 from lit_generative.training.progress import progress
+from lit_generative.utils.tasks import Task, show_tasks
 
 
 class Progress(ProgressBar):
     """In a terminal one bar for the whole run; elsewhere a plain line for every tenth of it, and every 30 seconds.
 
     It shows the epoch, the losses, images per second and the time left. Losses are those last logged, and before that
-    means so far. In a run without an end the bar is that of the epoch.
+    means so far. In a run without an end the bar is that of the epoch. What else lasts longer than a few seconds
+    (`tracked`: samples, statistics, scores) has a bar of its own while it lasts.
     """
 
     def __init__(self) -> None:
@@ -26,6 +29,7 @@ class Progress(ProgressBar):
         self._enabled = True
         self._screen: Bar | Lines | None = None  # None: nothing is shown
         self._losses: tuple[Any, str] = None, ""  # as the model gave them, and as text
+        self._tasks = TaskScreen(make_room=self._make_room)
 
     def disable(self) -> None:
         self._enabled = False
@@ -42,8 +46,27 @@ class Progress(ProgressBar):
             self._screen.close()
             self._screen = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        show_tasks(self._show_tasks)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        show_tasks(None)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        show_tasks(None)
+        self._tasks.close()
         self._end()
+
+    def _make_room(self) -> None:
+        if self._screen is not None:
+            self._screen.close()
+
+    def _show_tasks(self, tasks: Sequence[Task]) -> None:
+        if self._enabled:
+            self._tasks(tasks)
+        if not tasks and self._screen is not None:
+            self._pace.pause()  # it counts towards the time left, but not towards the speed
 
     # -- training ----------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from lit_generative.protocols import Samples
 from lit_generative.sampling import draw
 from lit_generative.utils.files import atomic_write, require_new
 from lit_generative.utils.rng import forked_rng
+from lit_generative.utils.tasks import tracked
 
 
 def sample(
@@ -70,7 +71,11 @@ def sample(
     with forked_rng(seed, device):
         labels = None if label is None else torch.full((n,), label, device=device)
         parts = torch.arange(n).split(batch_size)
-        x = torch.cat([draw(model, len(i), None if labels is None else labels[i], **chosen).cpu() for i in parts])
+        images = [
+            draw(model, len(i), None if labels is None else labels[i], **chosen).cpu()
+            for i in tracked(parts, f"{n:,} samples")
+        ]
+        x = torch.cat(images)
     if kind == ".png":
         save_png(grid(x), target)
     elif kind == ".npz":

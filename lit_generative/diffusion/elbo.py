@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_generative.diffusion.samplers import Denoiser
 from lit_generative.diffusion.schedules import DiscreteSchedule, posterior
 from lit_generative.utils.precision import exact
+from lit_generative.utils.tasks import tracked
 
 
 class Bound(NamedTuple):
@@ -98,8 +99,11 @@ def variational_bound(
         t = torch.arange(2, schedule.steps + 1, device=device)[:, None, None].expand(-1, 1, b)
         width = exact(torch.ones(len(t), 1, device=device))
     flat, image = t.flatten(), torch.arange(b, device=device).expand_as(t).flatten()
-    pairs = zip(flat.split(chunk), image.split(chunk), strict=True)
-    kls = [step_kl(with_labels(denoise, c, i), schedule, x_0[i], at, variance) for at, i in pairs]
+    pairs = list(zip(flat.split(chunk), image.split(chunk), strict=True))
+    kls = [
+        step_kl(with_labels(denoise, c, i), schedule, x_0[i], at, variance)
+        for at, i in tracked(pairs, "terms of the bound")
+    ]
     each = exact(torch.cat(kls).view_as(t))
     diffusion = (width * each.mean(1)).sum(0)
     stderr = (width * (each[:, 0] - each[:, -1]) / 2).square().sum(0).sqrt()

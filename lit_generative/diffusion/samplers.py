@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from lit_generative.diffusion.schedules import Schedule, posterior
 from lit_generative.errors import UserError
+from lit_generative.utils.tasks import tracked
 
 Denoiser = Callable[..., Tensor]
 
@@ -30,7 +31,7 @@ def ddim(
     if not 0 <= eta <= 1:
         raise UserError(f"eta must be in [0, 1], got {eta}")
     x = x_T
-    for t, s in pairwise([*times, 0]):
+    for t, s in tracked(list(pairwise([*times, 0])), "sampling"):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
         x_0 = denoise(x, t)
         eps = (x - alpha_t * x_0) / sigma_t
@@ -47,7 +48,7 @@ def ddim_inverse(denoise: Denoiser, x_0: Tensor, schedule: Schedule, times: Sequ
     ``times`` fall, as the samplers' do.
     """
     x = x_0
-    for s, t in pairwise([0, *reversed(times)]):
+    for s, t in tracked(list(pairwise([0, *reversed(times)])), "encoding"):
         (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule(s), schedule(t)
         eps = (x - alpha_t * denoise(x, t)) / sigma_t  # the noise at t, asked for at x_s, the nearest point known
         x = alpha_t * (x - sigma_s * eps) / alpha_s + sigma_t * eps
@@ -57,7 +58,7 @@ def ddim_inverse(denoise: Denoiser, x_0: Tensor, schedule: Schedule, times: Sequ
 def dpm_solver(denoise: Denoiser, x_T: Tensor, schedule: Schedule, times: Sequence[float]) -> Tensor:
     """DPM-Solver++(2M): the probability flow in two-step second order (Lu et al., 2022, Algorithm 2), no noise."""
     x, x_0_before, h_before = x_T, x_T, 0.0
-    for t, s in pairwise([*times, 0]):
+    for t, s in tracked(list(pairwise([*times, 0])), "sampling"):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
         x_0 = denoise(x, t)
         if s == 0:

@@ -4,13 +4,25 @@ All scores are higher for images that look more out of distribution. Nothing her
 ``log_prob`` is a log mass, or a bound on it, in nats ``(N,)``.
 """
 
+import hashlib
 import io
+import json
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL
 import torch
-from PIL import Image
+from PIL import Image, features
 from torch import Generator, Tensor
+
+from lit_generative.metrics.reference_statistics import content_hash
+from lit_generative.utils.files import atomic_write
+from lit_generative.utils.tasks import tracked
 
 
 def negative_log_likelihood(log_prob: Tensor) -> Tensor:
@@ -42,15 +54,46 @@ CODES: dict[str, dict[str, Any]] = {
 
 def code_length(images: Tensor) -> Tensor:
     """The shortest lossless code (PNG, WebP, JPEG 2000) of each image uint8 ``(N, C, H, W)``, nats ``(N,)``."""
-    lengths = []
-    for image in images.permute(0, 2, 3, 1).squeeze(-1).cpu().numpy():
-        encoded, sizes = Image.fromarray(image), []
+
+    def shortest(image: np.ndarray) -> int:  # in bytes
+        sizes = []
         for code, options in CODES.items():
             file = io.BytesIO()
-            encoded.save(file, code, **options)
+            Image.fromarray(image).save(file, code, **options)
             sizes.append(len(file.getvalue()))
-        lengths.append(min(sizes))
+        return min(sizes)
+
+    arrays = images.permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # the encoders let other threads run
+        each = threads.map(shortest, arrays)
+        lengths = [next(each) for _ in tracked(arrays, "image")]
     return torch.tensor(lengths, dtype=torch.float64) * 8 * math.log(2)
+
+
+def stored_code_length(images: Tensor, folder: Path) -> Tensor:
+    """`code_length`, read from a file in ``folder`` where that of the same images is there, else written to it.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    key = {"images": content_hash(images), "codes": CODES, "versions": encoder_versions()}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"code-lengths-{digest}.npy"
+    if path.is_file():
+        with suppress(ValueError, OSError, EOFError):  # a damaged file is written anew
+            stored = torch.from_numpy(np.load(path, allow_pickle=False))
+            if stored.shape == (len(images),):
+                return stored
+    lengths = code_length(images)
+    with atomic_write(path, shared=True) as file:
+        np.save(file, lengths.numpy())
+    return lengths
+
+
+def encoder_versions() -> dict[str, str | None]:
+    """Versions of the libraries that encode images."""
+    libraries = {"zlib": "zlib", "webp": "webp", "jpg_2000": "openjpeg"}
+    return {"pillow": PIL.__version__} | {name: features.version(code) for code, name in libraries.items()}
 
 
 def scores(

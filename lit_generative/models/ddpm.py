@@ -29,6 +29,7 @@ from lit_generative.images import from_symmetric, to_symmetric
 from lit_generative.likelihoods import DiscretizedGaussian
 from lit_generative.metrics.aggregation import Stats
 from lit_generative.nn.unet import UNet, renamed
+from lit_generative.utils.tasks import tracked
 
 
 def ancestral(
@@ -44,7 +45,7 @@ def ancestral(
     The mean of Eq. 7, with the estimate of x_0 for x_0, is that of Eq. 11.
     """
     x = x_T
-    for t, s in pairwise([*times, 0]):
+    for t, s in tracked(list(pairwise([*times, 0])), "sampling"):
         x_0 = denoise(x, t)
         c_0, c_t, small, beta = posterior(schedule(s), schedule(t))
         x = c_0 * x_0 + c_t * x

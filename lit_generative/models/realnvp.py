@@ -85,6 +85,7 @@ class RealNVP(GenerativeModel):
 
     needs_float32 = "the noise of a level needs 16 bits below it"
     compiled_functions = ("log_weights",)
+    compiled_evaluations = ("log_weights",)
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Compiled training steps: ``torch.compile`` of the functions that hold the arithmetic, not of hooks and logging."""
+"""``torch.compile`` of the functions that hold the arithmetic of a training or a test, not of hooks and logging."""
 
 import os
 import shutil
@@ -13,29 +13,31 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_generative.errors import UserError
+from lit_generative.utils.tasks import tracked
 
 Step = Callable[..., Any]
 CACHE = Path(torch.hub.get_dir()).parent / "inductor"
 
 
 class Compiles(LightningModule):
-    """A model whose training steps can be compiled, see `compile`.
+    """A model whose training steps can be compiled, and what takes most of the time of its test, see `compile`.
 
-    It names the methods to compile in ``compiled_functions``: pure functions of tensors but for random draws and
-    buffers. The first argument of each is the images ``(B, ...)`` or the batch.
+    It names the methods to compile in ``compiled_functions`` and in ``compiled_evaluations``: pure functions of tensors
+    but for random draws and buffers. The first argument of each is the images ``(B, ...)`` or the batch.
     """
 
     compiled_functions: tuple[str, ...] = ()
+    compiled_evaluations: tuple[str, ...] = ()
     compile_seconds: float = 0.0  # spent on compiling in this run
     _clock: float  # of `TrainLog`
     _compile_options: dict[str, Any] | None = None
 
     def compile(self, mode: str = "default") -> None:  # nn.Module's compiles `forward`
-        """Compile training steps, from the next training on.
+        """Compile training steps, and the likelihoods of tests, from the next run on.
 
         The numbers are those of uncompiled steps up to rounding, with the same random draws. Not compiled: batches of
         another size than the loader's, steps in which a module has ``waits`` set (an `ActNorm` before its first batch,
-        a VAE whose KL term's weight still rises), validation and test. Checkpoints are the same.
+        a VAE whose KL term's weight still rises), and validation. Checkpoints are the same.
 
         Args:
             mode: That of ``torch.compile``: ``default``; on a GPU also ``reduce-overhead`` or ``max-autotune``.
@@ -44,12 +46,16 @@ class Compiles(LightningModule):
             ValueError: There is no such mode.
         """
         keep_compiled_code()
+        self._compile_options = self.compile_options(mode)
+
+    @staticmethod
+    def compile_options(mode: str = "default") -> dict[str, Any]:
+        """Options of ``torch.compile`` for a mode of it, with the random draws of uncompiled code; see `compile`."""
         try:
-            options = torch._inductor.list_mode_options(mode)
+            return {**torch._inductor.list_mode_options(mode), "fallback_random": True}
         except RuntimeError as error:
             message = f"torch.compile has no mode {mode}: choose default, reduce-overhead or max-autotune"
             raise UserError(message) from error
-        self._compile_options = {**options, "fallback_random": True}  # the draws of uncompiled steps
 
     def start_compiled(self) -> None:
         """Put compiled functions in the place of the model's, if `compile` asked for them."""
@@ -58,13 +64,17 @@ class Compiles(LightningModule):
             return
         require_compiler(self.device)
         self.compile_seconds = 0.0
-        size = getattr(self.trainer.train_dataloader, "batch_size", None)
-        for name in self.compiled_functions:
-            vars(self)[name] = self._compiled(name, size)
+        if self.trainer.testing:
+            for name in self.compiled_evaluations:
+                vars(self)[name] = self._compiled_evaluation(name)
+        else:
+            size = getattr(self.trainer.train_dataloader, "batch_size", None)
+            for name in self.compiled_functions:
+                vars(self)[name] = self._compiled(name, size)
 
     def end_compiled(self) -> None:
         """Take the compiled functions away again."""
-        for name in self.compiled_functions:
+        for name in self.compiled_functions + self.compiled_evaluations:
             vars(self).pop(name, None)
 
     def _compiled(self, name: str, size: int | None) -> Step:
@@ -87,13 +97,30 @@ class Compiles(LightningModule):
 
         return step
 
+    def _compiled_evaluation(self, name: str) -> Step:
+        """The method of that name, compiled for arguments of the shapes of the first that it is given."""
+        slow: Step = getattr(self, name)
+        fast: Step = torch.compile(slow, options=self._compile_options)
+        compiled: list[torch.Size] = []
+
+        def function(*arguments: Tensor) -> Any:
+            shapes = [a.shape for a in arguments]
+            if compiled:
+                return (fast if shapes == compiled else slow)(*arguments)
+            compiled[:] = shapes
+            return self._first(name, fast, *arguments)
+
+        return function
+
     def _first(self, name: str, fast: Step, *arguments: Any) -> Any:
         """The call that compiles."""
         start = time.perf_counter()
-        result = fast(*arguments)
+        for _ in tracked([name], f"compiling {name}"):  # a display leaves it out of images/s
+            result = fast(*arguments)
         seconds = time.perf_counter() - start
         self.compile_seconds += seconds
-        self._clock += seconds  # images/s are those of steps
+        if self.trainer.training:
+            self._clock += seconds  # images/s are those of steps
         rank_zero_info(f"compiled {name} in {seconds:.0f} s (kept in {os.environ['TORCHINDUCTOR_CACHE_DIR']})")
         return result
 

@@ -24,6 +24,7 @@ class AnyPrecision(LightningModule):
     """A model that runs in the Trainer's ``precision``, or says which other to choose."""
 
     needs_float32: str = ""  # why half precision throughout would not do; empty: it does
+    matmul_precision: str = "high"  # of float32 products on a GPU in training: TensorFloat-32; exact: highest
 
     def noise(self, *shape: int) -> Tensor:
         """Draws of N(0, I) of this shape, on the model's device and in the dtype of its weights."""
@@ -38,8 +39,20 @@ class AnyPrecision(LightningModule):
         if self.needs_float32:
             self.require_float32(self.needs_float32)
 
+    def start_products(self) -> None:
+        """Multiply float32 matrices on a GPU by ``matmul_precision``, unless torch is set otherwise already."""
+        if self.device.type == "cuda" and torch.get_float32_matmul_precision() == "highest":
+            torch.set_float32_matmul_precision(self.matmul_precision)
+
+    def end_products(self) -> None:
+        """Multiply exactly again."""
+        if self.device.type == "cuda" and torch.get_float32_matmul_precision() == self.matmul_precision:
+            torch.set_float32_matmul_precision("highest")
+
     def advise_precision(self) -> None:
-        """Say where another precision would be faster on this processor."""
+        """Say where another precision would be faster on this processor or GPU."""
+        if self.device.type == "cuda" and self.trainer.precision == "32-true" and torch.cuda.is_bf16_supported(False):
+            rank_zero_info("this GPU computes in bfloat16: --trainer.precision bf16-mixed is usually faster")
         if self.device.type != "cpu":
             return
         quick, precision = computes_in_bfloat16(), self.trainer.precision
