@@ -64,9 +64,10 @@ def test_a_compiled_test_has_the_numbers_of_an_uncompiled_one(tmp_path, name):
     compiled.compile()
     images = torch.randint(0, 256, (19, 1, 28, 28), generator=torch.Generator().manual_seed(0)) / 255
     loader, numbers = DataLoader(TensorDataset(images, torch.zeros(19)), 8), []
-    for model in (plain, compiled):
+    for i, model in enumerate((plain, compiled)):
         torch.manual_seed(0)
-        numbers += trainer(tmp_path, precision="64-true").test(model, loader, verbose=False)
+        run = trainer(tmp_path / f"test_{i}", precision="64-true")
+        numbers += run.test(model, loader, verbose=False)
     assert compiled.compile_seconds > 0
     assert numbers[1] == pytest.approx(numbers[0], rel=1e-6)
     assert not set(compiled.compiled_evaluations) & vars(compiled).keys()
@@ -94,7 +95,7 @@ def test_a_compiled_run_resumes_exactly(tmp_path, data_dir):
 
 def test_a_training_after_one_that_failed_starts_from_the_own_functions(tmp_path):
     model = MODELS["VAE"]()
-    vars(model)["objective"] = "left behind"
+    vars(model)["objective"], model._replaced = "left behind", ("objective",)
     model.start_compiled()
     assert model.objective.__func__ is VAE.objective
 
@@ -131,6 +132,8 @@ def test_compiled_code_is_kept_where_the_user_says_or_beside_downloads(monkeypat
 def test_an_unknown_mode_and_a_missing_compiler_are_said(monkeypatch):
     with pytest.raises(UserError, match="no mode fastest: choose default"):
         VAE(hidden=(4,), latent=2).compile("fastest")
+    with pytest.raises(UserError, match="WGANGP cannot be compiled by CUDA graphs"):
+        MODELS["WGANGP"]().compile("reduce-overhead")
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="no-such-compiler is not installed"):
         require_compiler(torch.device("cpu"))

@@ -90,6 +90,12 @@ class Adversarial(GenerativeModel):
         """Whether there are gradients of a step that more batches will complete."""
         return bool(self._waiting)
 
+    def compile(self, mode: str = "default") -> None:
+        """As `Compiles.compile`; not by CUDA graphs, which reuse the memory of the generator's images too early."""
+        if "triton.cudagraphs" in self.compile_options(mode):
+            raise UserError(f"{type(self).__name__} cannot be compiled by CUDA graphs ({mode}): choose default")
+        super().compile(mode)
+
     # -- what a model writes -----------------------------------------------------------------------
 
     def generate(self, batch: Batch) -> Tensor:

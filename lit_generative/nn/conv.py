@@ -3,10 +3,10 @@
 from collections.abc import Container, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from lit_generative.errors import UserError
+from lit_generative.nn.layout import ImageNetwork
 
 
 class Layout(NamedTuple):
@@ -39,7 +39,7 @@ def resolutions(size: int, stages: int, layout: Layout = CONV) -> list[int]:
     return sizes
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(ImageNetwork):
     """Images ``(B, C, H, W)`` to ``(B, features)`` by one strided convolution per entry of ``hidden``."""
 
     def __init__(
@@ -63,13 +63,13 @@ class ConvEncoder(nn.Module):
         if layout.hidden_layer:
             layers += [activation(), nn.Dropout(layout.dropout), nn.Linear(dense, features)]
         self.net = nn.Sequential(*layers)
-        self.to(memory_format=torch.channels_last)  # a third faster on CPUs
+        self.arrange()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
 
-class ConvDecoder(nn.Module):
+class ConvDecoder(ImageNetwork):
     """Latents ``(B, latent)`` to ``(B, C, H, W)``; the mirror image of :class:`ConvEncoder`."""
 
     def __init__(
@@ -101,7 +101,7 @@ class ConvDecoder(nn.Module):
             if layout.hidden_layer and i < len(channels) - 1:
                 layers += [nn.BatchNorm2d(sizes[i + 1])]
         self.net = nn.Sequential(*layers)
-        self.to(memory_format=torch.channels_last)
+        self.arrange()
 
     def forward(self, z: Tensor) -> Tensor:
         return self.net(z)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_generative.nn.dcgan import init_dcgan
+from lit_generative.nn.layout import ImageNetwork, arranged
 
 Norm = Literal["batch", "instance"]
 
@@ -15,7 +16,7 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels)
 
 
-class UNetGenerator(nn.Module):
+class UNetGenerator(ImageNetwork):
     """Source images ``(B, in, H, W)`` to target images ``(B, out, H, W)``, both in [-1, 1].
 
     The resolution is halved ``num_downs`` times and doubled again, with a skip connection at every size; H and W must
@@ -52,10 +53,10 @@ class UNetGenerator(nn.Module):
         # the authors' networks have six levels or more; smaller ones are ours
         self.dropped = range(4 if num_downs > 5 else max(1, num_downs - 4), num_downs - 1)
         self.apply(init_dcgan)
-        self.to(memory_format=torch.channels_last)
+        self.arrange()
 
     def forward(self, c: Tensor) -> Tensor:
-        h, skips = c.contiguous(memory_format=torch.channels_last), []
+        h, skips = arranged(c), []
         for i, (down, norm) in enumerate(zip(self.downs, self.down_norms, strict=True)):
             h = self.normalised(norm, down(F.leaky_relu(h, 0.2) if i else h))
             skips.append(h)
@@ -78,7 +79,7 @@ class UNetGenerator(nn.Module):
 PATCHES = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}  # receptive field: number of halvings
 
 
-class PatchDiscriminator(nn.Module):
+class PatchDiscriminator(ImageNetwork):
     """Images ``(B, in, H, W)`` to one logit per ``patch`` x ``patch`` pixels, ``(B, 1, H', W')``."""
 
     def __init__(self, inputs: int, width: int, patch: int, norm: Norm) -> None:
@@ -99,10 +100,10 @@ class PatchDiscriminator(nn.Module):
             layers += [nn.Conv2d(channels[-1], 1, 4, 1, 1)]
         self.model = nn.Sequential(*layers)
         self.apply(init_dcgan)
-        self.to(memory_format=torch.channels_last)
+        self.arrange()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.contiguous(memory_format=torch.channels_last))
+        return self.model(arranged(x))
 
 
 def authors_names(num_downs: int) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """Residual networks at constant resolution."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from lit_generative.nn.layout import arranged
 from lit_generative.nn.mlp import zero_init
 
 
@@ -36,7 +36,7 @@ class WeightNormResNet(nn.Module):
         zero_init(self.last)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x.contiguous(memory_format=torch.channels_last))  # a third faster on CPUs
+        h = self.first(arranged(x))
         total = self.skips[0](h)
         for block, skip in zip(self.blocks, self.skips[1:], strict=True):
             h = block(h)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_generative.errors import UserError
+from lit_generative.nn.layout import ImageNetwork, arranged
 from lit_generative.nn.mlp import zero_init
 
 EPS = 1e-6  # of the group norms
@@ -113,7 +114,7 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(h)))
 
 
-class UNet(nn.Module):
+class UNet(ImageNetwork):
     """Images ``(B, C, H, W)``, time steps ``(B,)`` >= 0 and optional classes ``(B,)`` to ``(B, C, H, W)``, initially 0.
 
     Args:
@@ -198,7 +199,7 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(groups, channels[0], EPS)
         self.conv_out = nn.Conv2d(channels[0], c * patch**2, 3, padding=1)
         self._initialise()
-        self.to(memory_format=torch.channels_last)  # nearly twice as fast on CPUs
+        self.arrange()
 
     def _initialise(self) -> None:
         """Xavier uniform; the last layer of every residual branch and of the network is 0 (the authors' code)."""
@@ -217,7 +218,7 @@ class UNet(nn.Module):
             embedding = embedding + self.class_embedding(c)
         embedding = F.silu(embedding)
         # images and weights of one channel do not determine the memory format
-        h = self.conv_in(h).contiguous(memory_format=torch.channels_last)
+        h = arranged(self.conv_in(h))
         skips = [h]
         level: Any
         for level in self.down_blocks:

@@ -31,6 +31,7 @@ class Compiles(LightningModule):
     compile_seconds: float = 0.0  # spent on compiling in this run
     _clock: float  # of `TrainLog`
     _compile_options: dict[str, Any] | None = None
+    _replaced: tuple[str, ...] = ()  # the methods in whose place there are compiled ones
 
     def compile(self, mode: str = "default") -> None:  # nn.Module's compiles `forward`
         """Compile training steps, and the likelihoods of tests, from the next run on.
@@ -64,18 +65,17 @@ class Compiles(LightningModule):
             return
         require_compiler(self.device)
         self.compile_seconds = 0.0
-        if self.trainer.testing:
-            for name in self.compiled_evaluations:
-                vars(self)[name] = self._compiled_evaluation(name)
-        else:
-            size = getattr(self.trainer.train_dataloader, "batch_size", None)
-            for name in self.compiled_functions:
-                vars(self)[name] = self._compiled(name, size)
+        self._replaced = self.compiled_evaluations if self.trainer.testing else self.compiled_functions
+        size = getattr(self.trainer.train_dataloader, "batch_size", None)
+        for name in self._replaced:
+            function = self._compiled_evaluation(name) if self.trainer.testing else self._compiled(name, size)
+            vars(self)[name] = function
 
     def end_compiled(self) -> None:
         """Take the compiled functions away again."""
-        for name in self.compiled_functions + self.compiled_evaluations:
-            vars(self).pop(name, None)
+        for name in self._replaced:
+            del vars(self)[name]
+        self._replaced = ()
 
     def _compiled(self, name: str, size: int | None) -> Step:
         """The method of that name, compiled for training with batches of ``size`` (None: any)."""

@@ -50,9 +50,7 @@ class AnyPrecision(LightningModule):
             torch.set_float32_matmul_precision("highest")
 
     def advise_precision(self) -> None:
-        """Say where another precision would be faster on this processor or GPU."""
-        if self.device.type == "cuda" and self.trainer.precision == "32-true" and torch.cuda.is_bf16_supported(False):
-            rank_zero_info("this GPU computes in bfloat16: --trainer.precision bf16-mixed is usually faster")
+        """Say where another precision would be faster on this processor."""
         if self.device.type != "cpu":
             return
         quick, precision = computes_in_bfloat16(), self.trainer.precision
