@@ -13,6 +13,7 @@ from datamodules import FashionMNIST
 from lit_generative.checkpoints import read_checkpoint
 from lit_generative.errors import UserError
 from lit_generative.models import VAE, WGANGP, LatentFlow, RealNVP
+from lit_generative.models.gradient_estimators import EstimatedVAE
 from lit_generative.models.wgan import gradient_penalty
 from lit_generative.training import precision
 from lit_generative.training.compilation import CACHE, keep_compiled_code, require_compiler
@@ -134,6 +135,8 @@ def test_an_unknown_mode_and_a_missing_compiler_are_said(monkeypatch):
         VAE(hidden=(4,), latent=2).compile("fastest")
     with pytest.raises(UserError, match="WGANGP cannot be compiled by CUDA graphs"):
         MODELS["WGANGP"]().compile("reduce-overhead")
+    with pytest.raises(UserError, match="EstimatedVAE has no steps that can be compiled: remove --compile"):
+        EstimatedVAE(hidden=(4,), latent=2).compile()
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="no-such-compiler is not installed"):
         require_compiler(torch.device("cpu"))

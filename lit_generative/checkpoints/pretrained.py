@@ -219,7 +219,9 @@ def export_programs(model: Any, folder: str | Path) -> list[Path]:
     written = []
     for name, (network, example) in model.programs().items():
         every_batch = tuple({0: torch.export.Dim.AUTO} for _ in example)
-        plain = deepcopy(network).eval().to(memory_format=torch.contiguous_format)  # programs choose their own
+        plain = deepcopy(network).eval()
+        for p in plain.parameters():
+            p.data = p.data.contiguous()  # programs choose their own layout
         program = torch.export.export(plain, example, dynamic_shapes=every_batch)
         path = Path(folder) / f"{name}.pt2"
         torch.export.save(program, path)

@@ -55,7 +55,7 @@ class VAE(GenerativeModel):
     """
 
     needs_float32 = "images and their likelihoods would be rounded"
-    compiled_functions = ("objective",)
+    compiled_functions: tuple[str, ...] = ("objective",)
     compiled_evaluations = ("log_likelihood",)
     pixels_at_once = 2**20  # of many importance samples: about 4 MB a tensor, which a processor's cache holds
 
@@ -121,10 +121,14 @@ class VAE(GenerativeModel):
         ``elbo`` = -(``reconstruction`` + ``kl``) is the bound itself, without warm-up or free bits.
         """
         q = self.q(x)
-        reconstruction, kl = -self.p(q.rsample()).log_prob(x), self.kl(q)
+        reconstruction, kl = self.reconstruction(x, q), self.kl(q)
         loss = reconstruction + self.kl_weight * self.penalised(kl)
         kl = kl.sum(-1)
         return {"loss": loss, "elbo": -(reconstruction + kl), "reconstruction": reconstruction, "kl": kl}
+
+    def reconstruction(self, x: Tensor, q: Normal) -> Tensor:
+        """-log p(x|z) at one draw of z ~ q(z|x), nats ``(B,)``."""
+        return -self.p(q.rsample()).log_prob(x)
 
     @property
     def kl_weight(self) -> float:

@@ -44,8 +44,10 @@ class Compiles(LightningModule):
             mode: That of ``torch.compile``: ``default``; on a GPU also ``reduce-overhead`` or ``max-autotune``.
 
         Raises:
-            ValueError: There is no such mode.
+            ValueError: There is no such mode, or this model has nothing that can be compiled.
         """
+        if not self.compiled_functions:
+            raise UserError(f"{type(self).__name__} has no steps that can be compiled: remove --compile")
         keep_compiled_code()
         self._compile_options = self.compile_options(mode)
 
