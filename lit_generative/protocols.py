@@ -56,6 +56,13 @@ class HasLatent(Protocol):
 
 
 @runtime_checkable
+class HasComponents(Protocol):
+    def component_of(self, z: Tensor) -> Tensor:
+        """The component of the prior that latents ``(B, latent)`` are most likely of, int64 ``(B,)``."""
+        ...
+
+
+@runtime_checkable
 class HasPosterior(Protocol):
     def q(self, x: Tensor) -> Normal:
         """The posterior q(z|x) of images, a diagonal Gaussian of batch shape ``(B, latent)``."""

@@ -10,6 +10,7 @@ SMALL = {
     "IWAE": {"hidden": [8], "latent": 2, "k": 3, "likelihood": "logistic"},
     "BetaVAE": {"hidden": [8], "latent": 2, "lr_decay_start": 0.5},
     "FactorVAE": {"hidden": [8], "latent": 2, "units": 8, "layers": 1},
+    "CSVAE": {"hidden": [8], "latent": 2, "components": 3},
     "EstimatedVAE": {"hidden": [8], "latent": 2, "gradient": "score_function", "draws": 2},
     "RealNVP": {"width": 4, "scales": 1},
     "LatentFlow": {"hidden": [8], "latent": 4, "couplings": 2, "width": 8},

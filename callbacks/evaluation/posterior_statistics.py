@@ -10,9 +10,9 @@ from torch.distributions import Normal
 from callbacks._logging import log_image, run_folder
 from callbacks._plots import bars
 from callbacks.base import PerImageCallback
-from lit_generative.errors import require_at_least
+from lit_generative.errors import UserTypeError, require_at_least
 from lit_generative.metrics.disentanglement import kl_decomposition, total_correlation_bound
-from lit_generative.protocols import HasPosterior
+from lit_generative.protocols import HasComponents, HasPosterior
 
 
 class PosteriorStatistics(PerImageCallback):
@@ -26,6 +26,9 @@ class PosteriorStatistics(PerImageCallback):
     Args:
         num_images: Images, at most, that the parts are estimated on; time grows with its square.
         evaluation: Arguments of `EvaluationCallback`.
+
+    Raises:
+        TypeError: The model's prior is another than N(0, I).
     """
 
     protocol = HasPosterior
@@ -42,6 +45,14 @@ class PosteriorStatistics(PerImageCallback):
         super().__init__(**evaluation)
         require_at_least(self, 2, num_images=num_images)
         self.num_images, self._protocol = num_images, ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if isinstance(pl_module, HasComponents):
+            raise UserTypeError(
+                f"PosteriorStatistics takes the KL to N(0, I) apart, but the prior of {type(pl_module).__name__} is a "
+                "mixture: remove the callback"
+            )
 
     def measure(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
         q = model.q(x)

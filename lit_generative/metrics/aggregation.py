@@ -58,6 +58,28 @@ class Moments(Accumulator):
         return torch.stack([mean, variance, (variance / self.count).sqrt(), self.count.expand_as(mean)])
 
 
+class Contingency(Accumulator):
+    """How often clusters meet labels of 0 to 255, over all ranks, and the accuracy of the best one-to-one matching."""
+
+    counts: Tensor
+
+    def __init__(self, clusters: int) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(clusters, 256, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, cluster: Tensor, label: Tensor) -> None:
+        """Count images, by cluster and label, each int64 ``(B,)``."""
+        self.counts += torch.bincount(cluster * 256 + label, minlength=self.counts.numel()).view_as(self.counts)
+
+    def compute(self) -> Tensor:
+        """The share of images in matched pairs (Yang et al., 2010, Eq. 9)."""
+        from scipy.optimize import linear_sum_assignment
+
+        counts = self.counts.cpu()
+        pairs = linear_sum_assignment(counts.numpy(), maximize=True)
+        return counts[pairs].sum() / counts.sum()
+
+
 class Stats(NamedTuple):
     """Mean, unbiased variance and standard error of one number per image, and how many images there were."""
 

@@ -126,6 +126,10 @@ class VAE(GenerativeModel):
         kl = kl.sum(-1)
         return {"loss": loss, "elbo": -(reconstruction + kl), "reconstruction": reconstruction, "kl": kl}
 
+    def bound(self, x: Tensor) -> dict[str, Tensor]:
+        """``elbo`` and its parts as in `objective`, also of a model that minimises something else."""
+        return VAE.objective(self, x)
+
     def reconstruction(self, x: Tensor, q: Normal) -> Tensor:
         """-log p(x|z) at one draw of z ~ q(z|x), nats ``(B,)``."""
         return -self.p(q.rsample()).log_prob(x)
@@ -147,8 +151,11 @@ class VAE(GenerativeModel):
     def log_weights(self, x: Tensor, q: Normal, k: int) -> Tensor:
         """log p(x, z) - log q(z|x) for ``k`` draws z ~ q(z|x), nats ``(k, B)``."""
         z = q.rsample((k,))
-        prior = Normal(z.new_zeros(()), z.new_ones(()), validate_args=False)
-        return self.log_likelihood(x, z) + (prior.log_prob(z) - q.log_prob(z)).sum(-1)
+        return self.log_likelihood(x, z) + self.log_prior(z) - q.log_prob(z).sum(-1)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z) of latents ``(..., latent)``, nats ``(...)``."""
+        return Normal(z.new_zeros(()), z.new_ones(()), validate_args=False).log_prob(z).sum(-1)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z) of images ``(B, C, H, W)`` for latents ``(k, B, latent)``, nats ``(k, B)``."""
@@ -170,7 +177,7 @@ class VAE(GenerativeModel):
 
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
         """The two costs whose sum is the negative ELBO, nats ``(B,)``."""
-        terms = VAE.objective(self, x)
+        terms = self.bound(x)
         return {"reconstruction": terms["reconstruction"], "kl": terms["kl"]}
 
     # -- latent space and sampling -----------------------------------------------------------------
@@ -190,12 +197,16 @@ class VAE(GenerativeModel):
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
         """Decode z ~ p(z), without pixel noise, as is usual; ``(n, C, H, W)`` in [0, 1]."""
-        return self.decode(self.noise(n, self.latent))
+        return self.decode(self.sample_prior(n))
 
     @torch.no_grad()
     def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
         """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
-        return self.decode(spherical_interpolation(self.noise(2, n, self.latent), steps))
+        return self.decode(spherical_interpolation(self.sample_prior(2 * n).unflatten(0, (2, n)), steps))
+
+    def sample_prior(self, n: int) -> Tensor:
+        """Draws z ~ p(z), ``(n, latent)``."""
+        return self.noise(n, self.latent)
 
     # -- Lightning ---------------------------------------------------------------------------------
 
@@ -210,7 +221,7 @@ class VAE(GenerativeModel):
 
     def evaluate(self, x: Tensor, c: Tensor, stage: str) -> dict[str, Tensor]:
         """The ELBO and its parts, from one draw of z; in test also the importance-weighted bounds."""
-        terms = VAE.objective(self, x)  # also where a subclass trains on another objective
+        terms = self.bound(x)  # also where a subclass trains on another objective
         values = {name: terms[name] for name in ("elbo", "reconstruction", "kl")}
         if stage == "val":
             return {"loss": -terms["elbo"], "nll": -terms["elbo"], **values}
