@@ -13,6 +13,7 @@ SMALL = {
     "CSVAE": {"hidden": [8], "latent": 2, "components": 3},
     "EstimatedVAE": {"hidden": [8], "latent": 2, "gradient": "score_function", "draws": 2},
     "RealNVP": {"width": 4, "scales": 1},
+    "ResidualFlow": {"width": 4, "scales": 2, "blocks": 1, "eval_terms": 4},
     "LatentFlow": {"hidden": [8], "latent": 4, "couplings": 2, "width": 8},
     "DCGAN": {"width": 4, "latent": 4},
     "WGAN": {"width": 4, "latent": 4, "n_critic": 2},

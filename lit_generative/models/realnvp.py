@@ -7,29 +7,17 @@ r"""Density estimation using Real NVP (Dinh, Sohl-Dickstein & Bengio, 2017), arX
 p(v) is exact for the dequantised image v; the mass of the discrete image x = k/255 is bounded from below by draws of u.
 """
 
-import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MaxMetric
 
 from lit_generative.errors import UserError
-from lit_generative.flows.bijections import Bijection, Chain, Flatten, Inverse, Split, Squeeze
+from lit_generative.families.flow_model import FlowModel
+from lit_generative.flows.bijections import Bijection, Chain, Flatten, Split, Squeeze
 from lit_generative.flows.coupling import NORMS, Coupling, Halves, checkerboard, dense
-from lit_generative.flows.dequantization import (
-    Logit,
-    UniformDequantization,
-    VariationalDequantization,
-    dequantize,
-    quantize,
-)
-from lit_generative.generative_model import GenerativeModel
-from lit_generative.likelihoods import bits_per_dim, log_mean_exp, nan_to_neg_inf, standard_normal
-from lit_generative.metrics.aggregation import Stats
+from lit_generative.flows.dequantization import Logit, UniformDequantization, VariationalDequantization
 from lit_generative.nn.resnet import WeightNormResNet
-from lit_generative.utils.interpolation import not_negative, spherical_interpolation
 
 Shape = tuple[int, int, int]
 
@@ -63,7 +51,7 @@ def multiscale(shape: Shape, scales: int, width: int, depth: int, norm: str, alt
     ]
 
 
-class RealNVP(GenerativeModel):
+class RealNVP(FlowModel):
     """Normalising flow of affine couplings, on logits of dequantised pixels.
 
     Args:
@@ -83,7 +71,6 @@ class RealNVP(GenerativeModel):
         test_k: Draws of the dequantisation for the bound that ``test`` reports.
     """
 
-    needs_float32 = "the noise of a level needs 16 bits below it"
     compiled_functions = ("log_weights",)
     compiled_evaluations = ("log_weights",)
 
@@ -128,98 +115,13 @@ class RealNVP(GenerativeModel):
         else:
             layers = multiscale(image_shape, scales, width, depth, norm, alternate)
         self.flow = Chain(Logit(alpha), *layers)
-        self.dequantization: nn.Module = UniformDequantization()
+        self.dequantization = UniformDequantization()
         if dequantization == "variational":
             masks = [checkerboard(h, w, keep_odd=i % 2 == 1) for i in range(4)]
             nets = [WeightNormResNet(2 * c, 2 * c, width, depth) for _ in masks]
             self.dequantization = VariationalDequantization(
                 *(Coupling(mask, net, c) for mask, net in zip(masks, nets, strict=True))
             )
-        self.inverse_error = MaxMetric()  # over the pixels of a test
-
-    def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        """Images in [0, 1] to z ``(B, D)``, and back; with the log-determinants ``(B,)``, nats."""
-        image, z = torch.zeros(2, *self.image_shape), torch.zeros(2, self.dims)
-        return {"flow": (self.flow, (image,)), "inverse": (Inverse(self.flow), (z,))}
-
-    # -- density -----------------------------------------------------------------------------------
-
-    def log_density(self, v: Tensor) -> Tensor:
-        """log p(v) of dequantised images ``(B, C, H, W)`` in [0, 1), nats ``(B,)``, exact (Eq. 3)."""
-        self.require_images(v)
-        z, log_det = self.flow(v)
-        return standard_normal(z) + log_det
-
-    def log_weights(self, x: Tensor) -> Tensor:
-        """log p(v) - log q(u|x) - D log 256 for one draw of u ~ q(u|x), nats ``(B,)``."""
-        self.require_images(x)
-        v, log_det = self.dequantization(x)
-        return self.log_density(v) + log_det
-
-    def log_prob(self, x: Tensor, c: Tensor | None = None, k: int | None = None) -> Tensor:
-        """Lower bound on log P(x) from ``k`` draws of the dequantisation (default: ``test_k``), nats ``(B,)``.
-
-        A bound in expectation, tighter as ``k`` grows. NaN and +inf count as -inf.
-        """
-        return log_mean_exp(self.draws(x, k or self.test_k), 0)
-
-    def draws(self, x: Tensor, k: int) -> Tensor:
-        """``k`` times `log_weights`, ``(k, B)``, -inf in place of NaN and +inf."""
-        return nan_to_neg_inf(torch.stack([self.log_weights(x) for _ in range(k)]))
-
-    # -- latent space and sampling -----------------------------------------------------------------
-
-    def encode(self, x: Tensor) -> Tensor:
-        """z of the middle of the image's bin, ``(B, D)``."""
-        self.require_images(x)
-        return self.flow(dequantize(x, torch.full_like(x, 0.5))[0])[0]
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The discrete image in whose bin f^-1(z) lies, ``(B, C, H, W)`` in [0, 1]."""
-        return quantize(self.flow.inverse(z)[0])
-
-    @torch.no_grad()
-    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        """Images of z ~ N(0, temperature^2 I), ``(n, C, H, W)`` in [0, 1]; below 1 nearer to the mode, and not p(x)."""
-        return self.decode(not_negative(temperature) * self.noise(n, self.dims))
-
-    @torch.no_grad()
-    def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
-        """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
-        return self.decode(spherical_interpolation(self.noise(2, n, self.dims), steps))
-
-    # -- Lightning ---------------------------------------------------------------------------------
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        nll = -self.log_weights(batch[0]).mean()
-        self.log_terms({"loss": nll, "bpd": bits_per_dim(-nll, self.dims)}, len(batch[0]))
-        return nll
-
-    def evaluate(self, x: Tensor, c: Tensor, stage: str) -> dict[str, Tensor]:
-        """The bound from one draw of the dequantisation, in test also from ``test_k``, and whether it is finite."""
-        log_w = self.draws(x, self.test_k if stage == "test" else 1)
-        bound = log_mean_exp(log_w, 0)
-        values = {"nll": -bound, "not_finite": (~bound.isfinite()).to(bound)}
-        if stage == "val":
-            return {"loss": -bound, **values}
-        v = dequantize(x, torch.full_like(x, 0.5))[0]
-        error = (self.flow.inverse(self.flow(v)[0])[0] - v).abs()
-        self.inverse_error.update(error.nan_to_num(nan=math.inf))  # the metric would leave NaN out
-        return {"elbo": log_w[0], **values}
-
-    def summarize(self, stage: str, stats: dict[str, Stats]) -> dict[str, Tensor]:
-        if stage == "val":
-            return {}
-        error = self.inverse_error.compute()
-        self.inverse_error.reset()
-        return {"inverse_error": error}
-
-    def describe_evaluation(self) -> str:
-        return (
-            "elbo: one draw of the dequantisation; not_finite: fraction of images whose likelihood is NaN or infinite, "
-            "counted as -inf; inverse_error: largest |f^-1(f(v)) - v| of any pixel (a level is 1/256); samples at "
-            "temperature 1"
-        )
 
     def default_optimizers(self) -> list[Optimizer]:
         scales = {name for name, _ in self.named_parameters() if name.endswith("parametrizations.weight.original0")}

@@ -1,0 +1,156 @@
+"""Layers whose Lipschitz constant is bounded, and the networks of residual flows made of them."""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LipSwish(nn.Module):
+    """x sigmoid(beta x) / 1.1, of slope at most 1, beta > 0 learned (Chen et al., 2019, Section 3.2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (F.softplus(self.raw) * x).sigmoid() / 1.1
+
+
+class SpectralLayer(nn.Module):
+    """A linear map, plus a bias, whose largest singular value is at most ``coefficient``.
+
+    The weight is divided by max(1, sigma / coefficient), sigma from power iteration on the map itself: that of a
+    convolution with its padding, not that of its reshaped kernel (Gouk et al., 2021). Its singular vectors are found
+    anew for a weight that has changed; in evaluation (of averaged weights) without a trace in those of training.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    u: Tensor
+    v: Tensor
+    known: Tensor
+
+    def __init__(self, layer: Any, input_shape: tuple[int, ...], coefficient: float) -> None:
+        super().__init__()
+        self.weight, self.bias, self.coefficient = layer.weight, layer.bias, coefficient
+        self.register_buffer("v", torch.randn(1, *input_shape))
+        self.register_buffer("u", torch.zeros_like(layer(self.v)))
+        self.register_buffer("known", torch.zeros_like(layer.weight), persistent=False)  # the weight that they are of
+        self.register_load_state_dict_post_hook(_look_at_loaded)
+        self.renew()
+
+    def map(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The linear map of ``weight``."""
+        raise NotImplementedError
+
+    def adjoint(self, y: Tensor, weight: Tensor) -> Tensor:
+        """Its transpose."""
+        raise NotImplementedError
+
+    def iterate(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One power iteration: u, the next v, and sigma before it."""
+        y = self.map(v, self.weight)
+        u = y / y.norm().clamp(min=1e-12)
+        x = self.adjoint(u, self.weight)
+        return u, x / x.norm().clamp(min=1e-12), y.norm()
+
+    def singular_vectors(self, tolerance: float = 1e-3, at_most: int = 500) -> tuple[Tensor, Tensor]:
+        """u and v of the largest singular value, found when it grows by less than ``tolerance`` in ten iterations."""
+        v, before = self.v, 0.0
+        for i in range(at_most):
+            u, v, sigma = self.iterate(v)
+            if i % 10 == 9:
+                if float(sigma) - before <= tolerance * float(sigma):
+                    break
+                before = float(sigma)
+        return u, v
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Find the singular vectors of the weight as it is now."""
+        u, v = self.singular_vectors()
+        self.u.copy_(u), self.v.copy_(v), self.known.copy_(self.weight)
+
+    def bounded_weight(self) -> Tensor:
+        u, v = self.u, self.v
+        if not torch.compiler.is_compiling() and not torch.equal(self.weight, self.known):
+            if self.training:
+                self.renew()
+            else:
+                with torch.no_grad():
+                    u, v = self.singular_vectors()
+        sigma = (u * self.map(v, self.weight)).sum()
+        return self.weight / (sigma / self.coefficient).clamp(min=1)
+
+
+def _look_at_loaded(layer: SpectralLayer, _: Any) -> None:
+    """Leave vectors as they were saved, so that a training goes on exactly, unless they are of another weight."""
+    with torch.no_grad():
+        _, v, sigma = layer.iterate(layer.v)
+        grown = layer.map(v, layer.weight).norm()
+        if grown - sigma > 1e-3 * grown:
+            layer.renew()
+        layer.known.copy_(layer.weight)
+
+
+def renew_norms(network: nn.Module) -> None:
+    """Renew all layers of a network: to be called after a step, so that checkpoints are up to date."""
+    for layer in network.modules():
+        if isinstance(layer, SpectralLayer):
+            layer.renew()
+
+
+class SpectralLinear(SpectralLayer):
+    """``(..., inputs)`` to ``(..., outputs)``."""
+
+    def __init__(self, inputs: int, outputs: int, coefficient: float) -> None:
+        super().__init__(nn.Linear(inputs, outputs), (inputs,), coefficient)
+
+    def map(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight)
+
+    def adjoint(self, y: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(y, weight.T)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.bounded_weight(), self.bias)
+
+
+class SpectralConv(SpectralLayer):
+    """Images ``(B, *input_shape)`` to ``(B, outputs, H, W)`` by an odd ``kernel`` with zero padding."""
+
+    def __init__(self, input_shape: tuple[int, int, int], outputs: int, kernel: int, coefficient: float) -> None:
+        self.padding = kernel // 2
+        super().__init__(
+            nn.Conv2d(input_shape[0], outputs, kernel, padding=kernel // 2), tuple(input_shape), coefficient
+        )
+
+    def map(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, padding=self.padding)
+
+    def adjoint(self, y: Tensor, weight: Tensor) -> Tensor:
+        return F.conv_transpose2d(y, weight, padding=self.padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.bounded_weight(), self.bias, padding=self.padding)
+
+
+def lipschitz_mlp(dims: int, width: int, depth: int, coefficient: float, first: bool = False) -> nn.Module:
+    """``(B, dims)`` to ``(B, dims)`` by ``depth`` hidden layers, an activation before each layer but the ``first``."""
+    sizes = [dims, *[width] * depth, dims]
+    layers: list[nn.Module] = [] if first else [LipSwish()]
+    for i, (a, b) in enumerate(pairwise(sizes)):
+        layers += [LipSwish()] * (i > 0) + [SpectralLinear(a, b, coefficient)]
+    return nn.Sequential(*layers)
+
+
+def lipschitz_convs(shape: tuple[int, int, int], width: int, coefficient: float, first: bool = False) -> nn.Module:
+    """Images to images of the same shape by convolutions 3x3, 1x1 and 3x3 (Chen et al., 2019, App. E)."""
+    c, h, w = shape
+    inner = (width, h, w)
+    layers: list[nn.Module] = [] if first else [LipSwish()]
+    layers += [SpectralConv(shape, width, 3, coefficient), LipSwish(), SpectralConv(inner, width, 1, coefficient)]
+    return nn.Sequential(*layers, LipSwish(), SpectralConv(inner, c, 3, coefficient))
