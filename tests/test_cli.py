@@ -443,3 +443,22 @@ def test_every_model_trains_by_its_name_alone(model, run, tmp_path):
         "--trainer.log_every_n_steps=1")  # fmt: skip
     (best,) = (tmp_path / "runs").glob("*/version_0/checkpoints/best.ckpt")
     run("predict", f"--ckpt_path={best}", "--trainer.limit_predict_batches=2")
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"), [([], None), (["--compile"], "default"), (["--compile=reduce-overhead"], "reduce-overhead")]
+)
+def test_the_compile_flag_may_name_a_mode(given, mode, monkeypatch, tmp_path, data_dir):
+    seen = []
+    monkeypatch.setattr(lit_generative.models.VAE, "compile", lambda self, mode: seen.append(mode))
+    monkeypatch.chdir(tmp_path)
+    train.main(["fit", "--model=VAE", "--model.hidden=[4]", "--model.latent=2", "--data=FashionMNIST",
+                f"--data.data_dir={data_dir}", "--data.val_size=16", "--trainer.fast_dev_run=1",
+                "--trainer.accelerator=cpu", *given])  # fmt: skip
+    assert seen == ([mode] if mode else [])
+
+
+def test_an_unknown_mode_of_compile_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="reduce-overhead"):
+        train.main(["fit", "--model=VAE", "--data=FashionMNIST", "--compile=fastest"])

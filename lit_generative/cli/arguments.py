@@ -31,6 +31,9 @@ TRAINER_TYPES: dict[str, Any] = {
 }
 
 
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+
+
 def add_run_arguments(parser: LightningArgumentParser) -> None:
     """Add the arguments of a run other than model, data and trainer."""
     parser.add_argument("--name", type=str | None, help="Name of the run's folder (default: the recipe's).")
@@ -38,8 +41,10 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help=text)
     text = "Write last.ckpt every so many batches, in addition to once an epoch (fit)."
     parser.add_argument("--save_every", type=PositiveInt | None, help=text)
-    text = "Compile training steps, which takes a minute the first time (fit)."
-    parser.add_argument("--compile", action="store_true", help=text)
+    text = (
+        "Compile training steps (fit) or likelihoods (test), a minute the first time; a mode of torch.compile, on GPUs."
+    )
+    parser.add_argument("--compile", type=bool | CompileMode, nargs="?", const=True, default=False, help=text)
     text = "Weights to start from: a file, a folder, wandb://... or hf://..., or several, separated by commas."
     parser.add_argument("--init_from", type=str | None, help=text)
     text = "Start from a checkpoint's raw weights rather than their average."

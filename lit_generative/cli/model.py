@@ -19,7 +19,7 @@ def prepare_model(model: Any, config: Namespace, checkpoint: dict[str, Any] | No
         raise UserError(f"{subcommand} needs trained weights: name a checkpoint by --ckpt_path")
     choose_optimization(model, config)
     if config.compile:
-        model.compile()
+        model.compile("default" if config.compile is True else config.compile)
     if config.init_from is not None:
         init_from(model, config.init_from, config.init_from_raw, config.init_from_partly)
     if checkpoint is not None:
