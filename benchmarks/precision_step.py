@@ -10,6 +10,7 @@ is shown.
 
 import argparse
 import copy
+import re
 import statistics
 import time
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch.profiler import ProfilerActivity, profile
 
 import lit_generative.models
 from lit_generative.families.adversarial import Adversarial, frozen
@@ -25,6 +27,10 @@ from lit_generative.models import DDPM, RealNVP
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = ["vae_mnist", "iwae_mnist", "vae_fashion_mnist", "realnvp_mnist", "realnvp_fashion_mnist",
            "ddpm_fashion_mnist", "dcgan_fashion_mnist_28", "wgan_gp_mnist"]  # fmt: skip
+PRODUCTS = re.compile(  # operations on tensors
+    r"aten::(mm|addmm|bmm|baddbmm|mkldnn_convolution|mkldnn_linear|convolution_backward|_slow_conv\w+|"
+    r"conv_transpose\w+|_scaled_dot_product\w+)$"
+)
 # whether in bfloat16, and the mode of torch.compile
 MODES = {
     "float32": (False, None),
@@ -84,6 +90,16 @@ def stepper(model, x, half, mode):
     return step
 
 
+def times_its_products(step):
+    """The time of a step as a multiple of that in its matrix products and convolutions, forward and backward."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(3):
+            step()
+    events = profiled.key_averages()
+    products = sum(event.self_cpu_time_total for event in events if PRODUCTS.search(event.key))
+    return sum(event.self_cpu_time_total for event in events) / products
+
+
 def seconds(step, device, repeats=1):
     start = time.perf_counter()
     for _ in range(repeats):
@@ -108,7 +124,8 @@ def main():
     where = torch.cuda.get_device_name() if gpu else f"{args.threads} thread(s)"
     modes = [mode for mode in args.modes if mode != "float32"]
     print(f"a step on {where}, {args.rounds} rounds in turns, medians; torch {torch.__version__}")
-    columns = ["float32, ms", *modes, "images/s of the best", "compiling, s", *["memory, GiB"] * gpu]
+    last = "memory, GiB" if gpu else "float32 / bf16, as multiples of their products"
+    columns = ["float32, ms", *modes, "images/s of the best", "compiling, s", last]
     print(f"| recipe | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for recipe in args.recipes:
         torch.manual_seed(0)
@@ -129,7 +146,9 @@ def main():
         cells = [f"{statistics.median(r['float32'] for r in rounds) * 1000:.2f}"]
         cells += [f"{statistics.median(r['float32'] / r[mode] for r in rounds):.2f}x" for mode in modes]
         best = min(statistics.median(r[mode] for r in rounds) for mode in steps)
-        cells += [f"{len(x) / best:,.0f}", f"{max(first.values()):.0f}", *[f"{memory:.1f}"] * gpu]
+        cells += [f"{len(x) / best:,.0f}", f"{max(first.values()):.0f}"]
+        plain = [steps[mode] for mode in ("float32", "bf16") if mode in steps]
+        cells.append(f"{memory:.1f}" if gpu else " / ".join(f"{times_its_products(step):.2f}x" for step in plain))
         print(f"| {recipe} | {' | '.join(cells)} |", flush=True)
 
 

@@ -453,7 +453,7 @@ def test_the_compile_flag_may_name_a_mode(given, mode, monkeypatch, tmp_path, da
     monkeypatch.setattr(lit_generative.models.VAE, "compile", lambda self, mode: seen.append(mode))
     monkeypatch.chdir(tmp_path)
     train.main(["fit", "--model=VAE", "--model.hidden=[4]", "--model.latent=2", "--data=FashionMNIST",
-                f"--data.data_dir={data_dir}", "--data.val_size=16", "--trainer.fast_dev_run=1",
+                f"--data.data_dir={data_dir}", "--data.val_size=16", "--data.batch_size=16", "--trainer.fast_dev_run=1",
                 "--trainer.accelerator=cpu", *given])  # fmt: skip
     assert seen == ([mode] if mode else [])
 

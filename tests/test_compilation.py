@@ -6,13 +6,16 @@ import shutil
 import pytest
 import torch
 from comparison import differing
+from small_models import SMALL
 from stubs import trainer
 from torch.utils.data import DataLoader, TensorDataset
 
+from callbacks import EMA
 from datamodules import FashionMNIST
 from lit_generative.checkpoints import read_checkpoint
+from lit_generative.checkpoints.pretrained import export_programs
 from lit_generative.errors import UserError
-from lit_generative.models import VAE, WGANGP, LatentFlow, RealNVP
+from lit_generative.models import VAE, WGANGP, LatentDiffusion, LatentFlow, RealNVP
 from lit_generative.models.gradient_estimators import EstimatedVAE
 from lit_generative.models.wgan import gradient_penalty
 from lit_generative.training import precision
@@ -25,14 +28,23 @@ MODELS = {
     "RealNVP": lambda: RealNVP(stack="fully_connected", couplings=2, width=4, depth=1, norm="act"),
     "LatentFlow": lambda: LatentFlow(hidden=(4,), latent=4, couplings=1, width=4, depth=1),
     "WGANGP": lambda: WGANGP(width=4, latent=4, n_critic=2, accumulate_grad_batches=2),
+    "LatentDiffusion": lambda: LatentDiffusion(SMALL["LatentDiffusion"]["autoencoder"], width=8, depth=1, steps=20),
 }
+# what is averaged
+NETWORKS = {"VAE": "decoder", "RealNVP": "flow", "LatentFlow": "flow", "LatentDiffusion": "denoiser"}
 
 
 def fit(model, folder):
     """Epochs of two batches of 8 images and one of 3; the checkpoint after them."""
     torch.manual_seed(0)
-    images = torch.randint(0, 256, (19, 1, 28, 28), generator=torch.Generator().manual_seed(0)) / 255
-    run = trainer(folder, max_epochs=2, precision="64-true")  # Adam makes steps of roundings
+    images = torch.randint(0, 256, (19, *model.image_shape), generator=torch.Generator().manual_seed(0)) / 255
+    # Adam makes steps of roundings
+    run = trainer(
+        folder,
+        max_epochs=2,
+        precision="64-true",
+        callbacks=[EMA([NETWORKS.get(type(model).__name__, "generator")], 0.5)],
+    )
     loader = DataLoader(TensorDataset(images, torch.zeros(19)), 8)
     run.fit(model, loader, loader)
     run.save_checkpoint(folder / "last.ckpt")
@@ -53,6 +65,8 @@ def test_compiled_steps_are_the_uncompiled_ones(tmp_path, name):
     for key, value in expected["state_dict"].items():
         torch.testing.assert_close(actual["state_dict"][key], value, rtol=1e-6, atol=1e-8, msg=key)
     assert not set(compiled.compiled_functions) & vars(compiled).keys()  # a test runs the model's own
+    averages = [checkpoint["lit_generative"]["training_weights"] for checkpoint in (expected, actual)]
+    assert averages[0] and averages[0].keys() == averages[1].keys()  # what is tested are averages
 
 
 @compiles
@@ -75,16 +89,19 @@ def test_a_compiled_test_has_the_numbers_of_an_uncompiled_one(tmp_path, name):
 
 
 @compiles
-def test_a_compiled_run_resumes_exactly(tmp_path, data_dir):
+@pytest.mark.parametrize("name", ["VAE", "WGANGP"])
+def test_a_compiled_run_resumes_exactly_and_becomes_a_program(name, tmp_path, data_dir):
     def run(folder, epochs, ckpt_path=None):
         torch.manual_seed(0)
-        model = VAE(hidden=(4,), latent=2)
+        model = VAE(hidden=(4,), latent=2) if name == "VAE" else MODELS[name]()
         model.compile()
         data = FashionMNIST(str(data_dir), batch_size=8, val_size=16)
         run = trainer(folder, max_epochs=epochs, limit_train_batches=3, limit_val_batches=1)
         run.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         run.save_checkpoint(folder / "last.ckpt")
         assert model.compile_seconds > 0
+        (folder / "programs").mkdir()
+        assert export_programs(model.eval(), folder / "programs")
         return read_checkpoint(folder / "last.ckpt")
 
     whole = run(tmp_path / "whole", 2)

@@ -42,6 +42,7 @@ class EMA(Callback):
         self._steps = 0
 
     def _average(self, averages: Any, weights: Any, n: Tensor | int) -> None:
+        weights = [w.to(a.dtype) for a, w in zip(averages, weights, strict=True)]
         torch._foreach_lerp_(averages, weights, 1 - self._decay)  # n is on the device: reading it would wait
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -61,8 +62,10 @@ class EMA(Callback):
     # -- training ----------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for average in self._averages.values():
-            average.module.to(pl_module.device)  # its counter stays on the CPU
+        for name, average in self._averages.items():  # after `setup`, the Trainer has moved and converted the model
+            dtype = next(getattr(pl_module, name).parameters()).dtype
+            # its counter stays on the CPU; half precision would lose what a step adds
+            average.module.to(pl_module.device, torch.promote_types(dtype, torch.float32))
         self._exchange(pl_module, in_place=False)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

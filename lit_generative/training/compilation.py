@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,10 @@ class Compiles(LightningModule):
     def _first(self, name: str, fast: Step, *arguments: Any) -> Any:
         """The call that compiles."""
         start = time.perf_counter()
-        for _ in tracked([name], f"compiling {name}"):  # a display leaves it out of images/s
-            result = fast(*arguments)
+        with warnings.catch_warnings():  # the compiler looks at the gradients of what has none
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            for _ in tracked([name], f"compiling {name}"):  # a display leaves it out of images/s
+                result = fast(*arguments)
         seconds = time.perf_counter() - start
         self.compile_seconds += seconds
         if self.trainer.training:
