@@ -69,7 +69,8 @@ class Contingency(Accumulator):
 
     def update(self, cluster: Tensor, label: Tensor) -> None:
         """Count images, by cluster and label, each int64 ``(B,)``."""
-        self.counts += torch.bincount(cluster * 256 + label, minlength=self.counts.numel()).view_as(self.counts)
+        found = torch.bincount((cluster * 256 + label).to(self.counts.device), minlength=self.counts.numel())
+        self.counts += found.view_as(self.counts)
 
     def compute(self) -> Tensor:
         """The share of images in matched pairs (Yang et al., 2010, Eq. 9)."""
