@@ -47,6 +47,7 @@ from lit_generative.generative_model import GenerativeModel
 from lit_generative.training.log import NonFiniteError
 from lit_generative.training.run_logger import RunLogger, start_wandb
 from lit_generative.utils.files import unused
+from lit_generative.utils.memory import keep_freed_memory
 from lit_generative.utils.tasks import show_tasks
 
 DESCRIPTION = "Deep generative models. `train.py sample` and `train.py export` need a checkpoint only."
@@ -223,6 +224,7 @@ def leave_together() -> None:
 
 def main(args: list[str]) -> None:
     """Run a subcommand; exit code 1 with one line for a user's mistake, with a traceback for a bug or ``--debug``."""
+    keep_freed_memory()
     debug, args = "--debug" in args, [arg for arg in args if arg != "--debug"]
     commands: dict[str, Any] = {"sample": sample, "export": export}
     with concise_output(debug):

@@ -1,8 +1,9 @@
-"""Densities of the plane by a residual flow: three data sets, a minute each on one thread.
+"""Densities of the plane by a residual flow: three data sets.
 
-    python benchmarks/residual_flow_2d.py [--steps 1500] [--output docs/images/residual_flow_2d.png] [--threads 1]
+    python benchmarks/residual_flow_2d.py [--steps 3000] [--output docs/images/residual_flow_2d.png] [--threads 1]
 
-Sixteen blocks of 2-64-64-2 with act norm, exact log-determinants in evaluation, the unbiased estimate in training.
+Sixteen blocks of 2-128-2 with act norm, and exact log-determinants, which two dimensions allow: with one hidden layer
+and the exact gradient the blocks bend most in a given time.
 """
 
 import argparse
@@ -44,11 +45,11 @@ def eight_gaussians(n):
 
 
 def train(draw, steps):
-    """The flow, in evaluation mode and exact, and the seconds that it took."""
+    """The flow, in evaluation mode, and the seconds that it took."""
     torch.manual_seed(0)
-    blocks = [Residual(lipschitz_mlp(2, 64, 2, 0.98, first=i == 0)) for i in range(16)]
+    blocks = [Residual(lipschitz_mlp(2, 128, 1, 0.99, first=True), "exact") for _ in range(16)]
     flow = Chain(*(layer for block in blocks for layer in (ActNorm(2), block)), ActNorm(2))
-    optimizer = torch.optim.Adam(flow.parameters(), 2e-3, fused=True)
+    optimizer = torch.optim.Adam(flow.parameters(), 5e-3, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     start = time.perf_counter()
     for _ in range(steps):
@@ -58,14 +59,12 @@ def train(draw, steps):
         optimizer.step()
         schedule.step()
     seconds = time.perf_counter() - start
-    for block in blocks:
-        block.trace = "exact"
     return flow.eval(), seconds
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--output", type=Path, default=Path("docs/images/residual_flow_2d.png"))
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

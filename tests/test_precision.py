@@ -121,7 +121,8 @@ def test_a_model_trains_and_is_tested_on_a_device_without_float64(model, monkeyp
         # in inference mode our device would not see how operations are made of others
         metrics = run(build(type(model)), strategy=strategy(), inference_mode=False)
         metrics = {name: value.cpu() for name, value in metrics.items()}
-    torch.testing.assert_close(metrics, {k: v.cpu() for k, v in expected.items()})
+    # images lie in memory in another way there, see `image_layout`: roundings differ, which a step of Adam amplifies
+    torch.testing.assert_close(metrics, {k: v.cpu() for k, v in expected.items()}, rtol=1e-3, atol=1e-5)
 
 
 def test_float64_throughout_is_refused_on_such_a_device(monkeypatch):

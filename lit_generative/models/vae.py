@@ -57,7 +57,7 @@ class VAE(GenerativeModel):
     needs_float32 = "images and their likelihoods would be rounded"
     compiled_functions: tuple[str, ...] = ("objective",)
     compiled_evaluations = ("log_likelihood",)
-    pixels_at_once = 2**20  # of many importance samples: about 4 MB a tensor, which a processor's cache holds
+    pixels_at_once = 2**18  # of many importance samples: about 1 MB a tensor of images, which a cache holds
 
     def __init__(
         self,
