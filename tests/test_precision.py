@@ -122,7 +122,7 @@ def test_a_model_trains_and_is_tested_on_a_device_without_float64(model, monkeyp
         metrics = run(build(type(model)), strategy=strategy(), inference_mode=False)
         metrics = {name: value.cpu() for name, value in metrics.items()}
     # images lie in memory in another way there, see `image_layout`: roundings differ, which a step of Adam amplifies
-    torch.testing.assert_close(metrics, {k: v.cpu() for k, v in expected.items()}, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(metrics, {k: v.cpu() for k, v in expected.items()}, rtol=5e-3, atol=1e-5)
 
 
 def test_float64_throughout_is_refused_on_such_a_device(monkeypatch):
