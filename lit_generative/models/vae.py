@@ -165,7 +165,10 @@ class VAE(GenerativeModel):
         """As :meth:`log_weights`, exactly ``k`` draws, at most ``pixels_at_once`` pixels at a time."""
         q = self.q(x)
         chunk = max(1, self.pixels_at_once // x.numel())
-        return torch.cat([self.log_weights(x, q, min(chunk, k - i)) for i in range(0, k, chunk)])
+        log_w = q.loc.new_empty(k, len(x))  # not a list, whose small tensors would leave holes in the memory
+        for i in range(0, k, chunk):
+            log_w[i : i + chunk] = self.log_weights(x, q, min(chunk, k - i))
+        return log_w
 
     def log_prob(self, x: Tensor, c: Tensor | None = None, k: int = 50) -> Tensor:
         """Lower bound on log p(x) from ``k`` importance samples, nats ``(B,)`` (Burda et al., 2016, Eq. 8).
