@@ -1,6 +1,6 @@
 """Densities of the plane by a residual flow: three data sets.
 
-    python benchmarks/residual_flow_2d.py [--steps 3000] [--output docs/images/residual_flow_2d.png] [--threads 1]
+    python benchmarks/residual_flow_2d.py [--steps 1500] [--output docs/images/residual_flow_2d.png] [--threads 1]
 
 Sixteen blocks of 2-128-2 with act norm, and exact log-determinants, which two dimensions allow: with one hidden layer
 and the exact gradient the blocks bend most in a given time.
@@ -64,7 +64,7 @@ def train(draw, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--output", type=Path, default=Path("docs/images/residual_flow_2d.png"))
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

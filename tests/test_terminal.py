@@ -386,7 +386,7 @@ def test_only_what_lasts_is_shown_with_the_time_left(seconds, capsys):
     show_tasks(None)
     lines = capsys.readouterr().out.splitlines()
     found = shares(lines)  # a line every tenth after the first seconds, and after 30 without one
-    assert 15 <= found[0] and found[-1] >= 90 and 8 <= len(found) <= 10 and found == sorted(set(found))
+    assert found[0] >= 15 and found[-1] >= 90 and 8 <= len(found) <= 10 and found == sorted(set(found))
     assert all(re.fullmatch(r"1,000 samples +\d+%  \d+/20 +\d:\d\d left", line) for line in lines), lines
 
 
