@@ -2,8 +2,8 @@
 
     python benchmarks/gradient_estimators.py [--output docs/images/gradient_variance.png] [--repetitions 1000]
 
-eta = d/dmu E[f(z)], z ~ N(mu, sigma^2), mu = 0.5, for f(z) = z, z^2, a step at 1 and sin(5 z); after Figures 2 and 3 of
-Mohamed et al. (2020). Lines are analytic variances where they are known, points are measured over repetitions. The
+eta = d/dmu E[f(z)], z ~ N(mu, sigma^2), mu = 0.5, for f(z) = z, z^2, a step at 1 and sin(5 z); after Mohamed et al.
+(2020). Lines are analytic variances where they are known, points are measured over repetitions. The
 table has sigma = 1 and ``values``, how often f is asked for one estimate.
 """
 

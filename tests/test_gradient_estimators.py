@@ -165,8 +165,7 @@ def test_the_value_of_the_loss_is_that_of_its_draws():
     (_, estimated), x = vaes(gradient="measure_valued", draws=2000)
     torch.manual_seed(0)
     terms = estimated.objective(x)
-    exact = -estimated.log_prob(x, k=1)
-    assert terms["loss"].shape == exact.shape == (3,)
+    assert terms["loss"].shape == (3,)
     torch.manual_seed(1)
     with torch.no_grad():
         mean = -estimated.log_likelihood(x, estimated.q(x).sample((20_000,))).mean(0)

@@ -142,6 +142,14 @@ def test_code_lengths_are_read_where_the_same_images_were_coded_before(tmp_path,
     assert torch.equal(ood.stored_code_length(images, tmp_path / "new"), first)
 
 
+def test_a_cache_that_cannot_be_written_costs_no_length(tmp_path):
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="choose another cache_dir"):
+        lengths = ood.stored_code_length(images, tmp_path / "file")
+    assert torch.equal(lengths, ood.code_length(images))
+
+
 def test_simple_images():
     test = torch.randint(0, 256, (512, 1, 4, 4), dtype=torch.uint8)
     sets = ood.simple_images(test, seed=0)

@@ -128,3 +128,17 @@ def test_a_model_trains_and_is_tested_on_a_device_without_float64(model, monkeyp
 def test_float64_throughout_is_refused_on_such_a_device(monkeypatch):
     with device_without_float64(monkeypatch), pytest.raises(ValueError, match="there is no float64 on meta: choose"):
         run(VAE(**SMALL["VAE"]), strategy=strategy(), precision="64-true")
+
+
+@pytest.mark.parametrize(("before", "during"), [("highest", "high"), ("high", "high"), ("medium", "medium")])
+def test_a_gpu_multiplies_quickly_in_training_and_as_before_after_it(monkeypatch, before, during):
+    model, found = build(VAE), torch.get_float32_matmul_precision()
+    monkeypatch.setattr(VAE, "device", torch.device("cuda"))
+    try:
+        torch.set_float32_matmul_precision(before)
+        model.start_products()
+        assert torch.get_float32_matmul_precision() == during
+        model.end_products()
+        assert torch.get_float32_matmul_precision() == before
+    finally:
+        torch.set_float32_matmul_precision(found)

@@ -194,3 +194,13 @@ def test_a_test_logs_how_long_its_inverse_took(data_dir, tmp_path):
     for options in ({"coefficient": 1.0}, {"blocks": 0}, {"scales": 4}):
         with pytest.raises(UserError):
             ResidualFlow(**options)
+
+
+def test_both_directions_are_exact_under_autocast():
+    b = block().eval().float()
+    x = torch.randn(5, 4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        z, log_det = b(x)
+        found, _ = b.inverse(z)
+    assert_close(z, x + b.g(x).detach()), assert_close(found, x, rtol=0, atol=1e-4)
+    assert log_det.dtype == torch.float32 and b.iterated < 100

@@ -181,13 +181,6 @@ class OODScores(EvaluationCallback):
 
     # -- numbers -----------------------------------------------------------------------------------
 
-    def _code_length(self, images: Tensor) -> Tensor:
-        try:
-            return ood.stored_code_length(images, self.cache)
-        except OSError as error:
-            rank_zero_warn(f"code lengths cannot be written to {self.cache} ({error}): choose another cache_dir")
-            return ood.code_length(images)
-
     def finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not self._rows:
             return
@@ -200,7 +193,8 @@ class OODScores(EvaluationCallback):
         log_probs = {name: c.pop("log_prob") for name, c in columns.items() if "log_prob" in c}
         self._scores = columns
         for name, values in tracked(list(log_probs.items()), "code lengths of the sets"):
-            length, background = self._code_length(self._sets[name]), columns[name].pop("background", None)
+            length = ood.stored_code_length(self._sets[name], self.cache)
+            background = columns[name].pop("background", None)
             # the columns that are left are the model's own scores
             self._scores[name] = ood.scores(values, log_probs["train"], length, background) | columns[name]
         inside = self._scores["test"]

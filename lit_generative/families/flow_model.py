@@ -40,7 +40,7 @@ class FlowModel(GenerativeModel):
     # -- density -----------------------------------------------------------------------------------
 
     def log_density(self, v: Tensor) -> Tensor:
-        """log p(v) of dequantised images ``(B, C, H, W)`` in [0, 1), nats ``(B,)``, exact (Eq. 3)."""
+        """log p(v) of dequantised images ``(B, C, H, W)`` in [0, 1), nats ``(B,)``; as exact as the log-determinant."""
         self.require_images(v)
         z, log_det = self.flow(v)
         return standard_normal(z) + log_det
@@ -54,12 +54,12 @@ class FlowModel(GenerativeModel):
     def log_prob(self, x: Tensor, c: Tensor | None = None, k: int | None = None) -> Tensor:
         """Lower bound on log P(x) from ``k`` draws of the dequantisation (default: ``test_k``), nats ``(B,)``.
 
-        A bound in expectation, tighter as ``k`` grows. NaN and +inf count as -inf.
+        A bound in expectation, by `average` of the draws. NaN and +inf count as -inf.
         """
         return self.average(self.draws(x, k or self.test_k))
 
     def average(self, log_w: Tensor) -> Tensor:
-        """The bound ``(B,)`` of draws ``(k, B)`` of `log_weights` (Burda et al., 2016, Eq. 8)."""
+        """The bound ``(B,)`` of draws ``(k, B)`` of `log_weights`, tighter with more (Burda et al., 2016, Eq. 8)."""
         return log_mean_exp(log_w, 0)
 
     def draws(self, x: Tensor, k: int) -> Tensor:

@@ -52,7 +52,8 @@ class Residual(Bijection):
         tolerance: Largest change of a number at which the inverse is found.
         iterations: Most iterations of the inverse.
 
-    ``iterated`` is the number of iterations that the last inverse took.
+    ``iterated`` is the number of iterations that the last inverse took. Both directions are in the precision of the
+    weights, also under autocast: g rounded to bfloat16 has no fixed point to find.
     """
 
     iterated: int = 0
@@ -74,7 +75,7 @@ class Residual(Bijection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         learns = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             x = x if learns and x.requires_grad else x.clone().requires_grad_()
             g = self.g(x)
             log_det = self.exact_log_det(x, g) if self.trace == "exact" else self.estimated_log_det(x, g, learns)
@@ -104,7 +105,7 @@ class Residual(Bijection):
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """x, found to `tolerance`, and minus the log-determinant there."""
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             x, self.iterated = z - self.g(z), 1
             while self.iterated < self.iterations:
                 before, x = x, z - self.g(x)

@@ -73,7 +73,7 @@ class Contingency(Accumulator):
         self.counts += found.view_as(self.counts)
 
     def compute(self) -> Tensor:
-        """The share of images in matched pairs (Yang et al., 2010, Eq. 9)."""
+        """The share of images in matched pairs (Yang et al., 2010)."""
         from scipy.optimize import linear_sum_assignment
 
         counts = self.counts.cpu()

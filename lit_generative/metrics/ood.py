@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, features
 from torch import Generator, Tensor
 
@@ -71,11 +72,7 @@ def code_length(images: Tensor) -> Tensor:
 
 
 def stored_code_length(images: Tensor, folder: Path) -> Tensor:
-    """`code_length`, read from a file in ``folder`` where that of the same images is there, else written to it.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """`code_length`, read from a file in ``folder`` where that of the same images is there, else written to it."""
     key = {"images": content_hash(images), "codes": CODES, "versions": encoder_versions()}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"code-lengths-{digest}.npy"
@@ -85,8 +82,11 @@ def stored_code_length(images: Tensor, folder: Path) -> Tensor:
             if stored.shape == (len(images),):
                 return stored
     lengths = code_length(images)
-    with atomic_write(path, shared=True) as file:
-        np.save(file, lengths.numpy())
+    try:
+        with atomic_write(path, shared=True) as file:
+            np.save(file, lengths.numpy())
+    except OSError as error:
+        rank_zero_warn(f"code lengths cannot be written to {folder} ({error}): choose another cache_dir")
     return lengths
 
 

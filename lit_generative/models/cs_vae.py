@@ -1,8 +1,8 @@
 r"""Cauchy-Schwarz regularized autoencoder (Tran, Pantic & Deisenroth, 2022), JMLR 23, arXiv:2101.02149.
 
     p(z)     = sum_k pi_k N(m_k, diag s_k^2),  q(z|x) = N(mu(x), diag sigma(x)^2)
-    maximise   E_q[log p(x|z)] - lambda D_CS(q(z|x) || p(z))                                 Eq. 9
-    D_CS     = -log int q p + 1/2 log int q^2 + 1/2 log int p^2                              Eq. 3
+    maximise   E_q[log p(x|z)] - lambda D_CS(q(z|x) || p(z))
+    D_CS     = -log int q p + 1/2 log int q^2 + 1/2 log int p^2
     int N(z; a, A) N(z; b, B) dz = N(a; b, A + B)
 
 Unlike the KL divergence, D_CS to a mixture has a closed form. The objective is not a bound; with it stand
@@ -116,6 +116,11 @@ class CSVAE(VAE):
 
     def log_prior(self, z: Tensor) -> Tensor:
         return self.prior.log_prob(z)
+
+    def kl(self, q: Normal) -> Tensor:
+        """KL(q(z|x) || p(z)) from one draw, nats ``(B, 1)``: to the mixture it has no closed form by dimension."""
+        z = q.rsample()
+        return (q.log_prob(z).sum(-1) - self.log_prior(z))[:, None]
 
     # -- components --------------------------------------------------------------------------------
 

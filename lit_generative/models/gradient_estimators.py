@@ -1,11 +1,11 @@
 r"""Monte Carlo gradient estimation in machine learning (Mohamed, Rosca, Figurnov & Mnih, 2020), arXiv:1906.10652.
 
-    eta = d/dtheta E_{z ~ N(mu, sigma^2)}[f(z)],  theta = mu or sigma                        Eq. 2
+    eta = d/dtheta E_{z ~ N(mu, sigma^2)}[f(z)],  theta = mu or sigma
 
-    score function   E[f(z) d log p(z)/dtheta]                                               Eq. 13
+    score function   E[f(z) d log p(z)/dtheta]                                               Section 4
                      d log p/dmu = eps / sigma,  d log p/dsigma = (eps^2 - 1) / sigma,  z = mu + sigma eps
-    pathwise         E[f'(z) dz/dtheta],  dz/dmu = 1,  dz/dsigma = eps                       Eq. 36
-    measure-valued   c (E[f(z+)] - E[f(z-)])                                                 Eq. 45, Table 1
+    pathwise         E[f'(z) dz/dtheta],  dz/dmu = 1,  dz/dsigma = eps                       Section 5
+    measure-valued   c (E[f(z+)] - E[f(z-)])                                                 Section 6, Table 1
                      mu:     c = 1 / (sigma sqrt(2 pi)),  z+- = mu +- sigma y,  y ~ Weibull(2, sqrt 2)
                      sigma:  c = 1 / sigma,  z+ = mu + sigma m,  m ~ double-sided Maxwell,  z- ~ N(mu, sigma^2)
 
@@ -73,7 +73,7 @@ def score_function(
         n: Draws for each Gaussian.
         generator: Of the draws.
         control_variate: Subtract from each value of ``f`` the mean of those of the other draws, which leaves the
-            estimate unbiased (Section 7.4.1; Kool et al., 2019); for ``n`` >= 2.
+            estimate unbiased (Section 7; Kool et al., 2019); for ``n`` >= 2.
 
     Raises:
         ValueError: There is no other draw.
@@ -106,7 +106,7 @@ def measure_valued(
         n: Draws for each Gaussian.
         generator: Of the draws.
         coupled: Make z+ and z- of the same randomness: one Weibull y for both, and for sigma a Gaussian that is its
-            Maxwell times a uniform number (Section 7.2); else they are independent. The variance is lower for sigma,
+            Maxwell times a uniform number (Section 7); else they are independent. The variance is lower for sigma,
             and for mu where f is alike on both sides of it (z^2), but twice as high where f is linear.
     """
     z, d = mean + scale * _normal(mean, n, generator), mean.shape[-1]

@@ -103,6 +103,7 @@ class ResidualFlow(FlowModel):
         return {"flow": (Transform(self.flow), (torch.zeros(2, *self.image_shape),))}
 
     def average(self, log_w: Tensor) -> Tensor:
+        """The mean of ``(k, B)``: that of exponentials of estimates would be too high."""
         return log_w.mean(0)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

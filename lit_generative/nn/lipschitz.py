@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class LipSwish(nn.Module):
-    """x sigmoid(beta x) / 1.1, of slope at most 1, beta > 0 learned (Chen et al., 2019, Section 3.2)."""
+    """x sigmoid(beta x) / 1.1, of slope at most 1, beta > 0 learned (Chen et al., 2019, Section 3.3)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -69,6 +69,8 @@ class Compiles(LightningModule):
         require_compiler(self.device)
         self.compile_seconds = 0.0
         self._replaced = self.compiled_evaluations if self.trainer.testing else self.compiled_functions
+        if not self._replaced:
+            rank_zero_info(f"nothing of a test of {type(self).__name__} is compiled")
         size = getattr(self.trainer.train_dataloader, "batch_size", None)
         for name in self._replaced:
             function = self._compiled_evaluation(name) if self.trainer.testing else self._compiled(name, size)

@@ -25,6 +25,7 @@ class AnyPrecision(LightningModule):
 
     needs_float32: str = ""  # why half precision throughout would not do; empty: it does
     matmul_precision: str = "high"  # of float32 products on a GPU in training: TensorFloat-32; exact: highest
+    _quick_products = False
 
     def noise(self, *shape: int) -> Tensor:
         """Draws of N(0, I) of this shape, on the model's device and in the dtype of its weights."""
@@ -43,11 +44,13 @@ class AnyPrecision(LightningModule):
         """Multiply float32 matrices on a GPU by ``matmul_precision``, unless torch is set otherwise already."""
         if self.device.type == "cuda" and torch.get_float32_matmul_precision() == "highest":
             torch.set_float32_matmul_precision(self.matmul_precision)
+            self._quick_products = True
 
     def end_products(self) -> None:
-        """Multiply exactly again."""
-        if self.device.type == "cuda" and torch.get_float32_matmul_precision() == self.matmul_precision:
+        """Multiply exactly again, unless it was not `start_products` that changed it."""
+        if self._quick_products:
             torch.set_float32_matmul_precision("highest")
+            self._quick_products = False
 
     def advise_precision(self) -> None:
         """Say where another precision would be faster on this processor."""
