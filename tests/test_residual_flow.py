@@ -31,8 +31,8 @@ def block(dims=4, **options):
 
 def jacobians(f, x):
     """Of each row of ``x``, ``(B, D, D)``."""
-    found = torch.func.vmap(torch.func.jacrev(lambda row: f(row[None])[0].flatten()))(x)
-    return found.flatten(2)
+    rows = [torch.autograd.functional.jacobian(lambda row: f(row)[0].flatten(), row[None]) for row in x]
+    return torch.stack([row.flatten(1) for row in rows])
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,23 @@ def test_blocks_stay_contractions_while_they_learn():
         ratio = (b.g(x) - b.g(y)).flatten(1).norm(dim=1) / (x - y).flatten(1).norm(dim=1)
         assert ratio.max() < 0.99
         assert torch.linalg.svdvals(jacobians(b.g, x[:20])).max() < 0.99
+
+
+@pytest.mark.parametrize("make", [lambda: lipschitz_mlp(6, 8, 2, 0.9), lambda: lipschitz_convs((2, 4, 6), 5, 0.9)])
+def test_products_with_the_jacobian_are_autograds(make):
+    torch.manual_seed(0)
+    g = awake(make())
+    x = torch.randn(3, *g[1].v.shape[1:], dtype=torch.float64, requires_grad=True)
+    y, product = g.linearize(x)
+    w = torch.randn_like(y)
+    assert_close(y, g(x))
+    assert_close(product(w), torch.autograd.grad(g(x), x, w)[0])
+    parameters = list(g.parameters())
+    found = torch.autograd.grad(product(w).square().sum(), [x, *parameters], allow_unused=True)
+    products = torch.autograd.grad(g(x), x, w, create_graph=True)[0]
+    expected = torch.autograd.grad(products.square().sum(), [x, *parameters], allow_unused=True, materialize_grads=True)
+    for a, b in zip(found, expected, strict=True):
+        assert_close(torch.zeros_like(b) if a is None else a, b)
 
 
 def test_the_exact_log_determinant_is_autograds():
@@ -194,6 +211,24 @@ def test_a_test_logs_how_long_its_inverse_took(data_dir, tmp_path):
     for options in ({"coefficient": 1.0}, {"blocks": 0}, {"scales": 4}):
         with pytest.raises(UserError):
             ResidualFlow(**options)
+
+
+def test_a_training_step_in_bfloat16_is_that_of_float32_but_for_rounding():
+    torch.manual_seed(0)
+    model = ResidualFlow(image_shape=(1, 8, 8), scales=2, blocks=2, width=8)
+    x = torch.randint(0, 256, (16, 1, 8, 8)).float() / 255
+    model.log_weights(x)  # sets the act norms
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = -model.log_weights(x).mean()
+        loss.backward()
+        found.append((float(loss.detach()), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    (exact, slope), (rounded, other) = found
+    assert rounded == pytest.approx(exact, abs=0.2) and rounded != exact  # of 250 nats
+    assert torch.cosine_similarity(slope, other, 0) > 0.999
 
 
 def test_both_directions_are_exact_under_autocast():

@@ -8,16 +8,23 @@ r"""Residual blocks z = x + g(x) with Lip(g) < 1, which are invertible (Behrmann
 The last sum is Neumann's series of (I + J)^-1: its terms need no graph, so that memory does not grow with their number.
 """
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_generative.errors import UserError
 from lit_generative.flows.bijections import Bijection, zero_log_det
+from lit_generative.nn.lipschitz import LipschitzNetwork, Product, SpectralLayer
 from lit_generative.utils.precision import at_least_float32
 
 Trace = Literal["unbiased", "truncated", "exact"]
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of ``(B, ...)``, ``(B,)``."""
+    return at_least_float32(a * b).flatten(1).sum(1)
 
 
 class Terms:
@@ -43,7 +50,7 @@ class Residual(Bijection):
     """x + g(x), the log-determinant exact or estimated by one draw of v, and inverted by iterating x = z - g(x).
 
     Args:
-        g: A network of Lipschitz constant below 1, smooth.
+        g: A network of Lipschitz constant below 1, smooth, that can be linearised.
         trace: ``unbiased``, by Russian roulette; ``truncated`` after the terms that are always computed, biased;
             ``exact``, by the Jacobian, for few dimensions.
         train_terms: Terms always computed in training.
@@ -52,15 +59,15 @@ class Residual(Bijection):
         tolerance: Largest change of a number at which the inverse is found.
         iterations: Most iterations of the inverse.
 
-    ``iterated`` is the number of iterations that the last inverse took. Both directions are in the precision of the
-    weights, also under autocast: g rounded to bfloat16 has no fixed point to find.
+    ``iterated`` is the number of iterations that the last inverse took. In evaluation both directions are in the
+    precision of the weights, also under autocast: g rounded to bfloat16 has no fixed point to find.
     """
 
     iterated: int = 0
 
     def __init__(
         self,
-        g: nn.Module,
+        g: LipschitzNetwork | SpectralLayer,
         trace: Trace = "unbiased",
         train_terms: int = 2,
         eval_terms: int = 20,
@@ -74,33 +81,30 @@ class Residual(Bijection):
         self.terms = {True: Terms(train_terms, stop), False: Terms(eval_terms, stop)}
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        learns = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-            x = x if learns and x.requires_grad else x.clone().requires_grad_()
-            g = self.g(x)
-            log_det = self.exact_log_det(x, g) if self.trace == "exact" else self.estimated_log_det(x, g, learns)
-        z = x + g
-        return (z, log_det) if learns else (z.detach(), log_det.detach())
+        with nullcontext() if self.training else torch.autocast(x.device.type, enabled=False):
+            g, product = self.g.linearize(x)
+            log_det = self.exact_log_det(x, product) if self.trace == "exact" else self.estimated_log_det(x, product)
+        return x + g, log_det
 
-    def exact_log_det(self, x: Tensor, g: Tensor) -> Tensor:
+    def exact_log_det(self, x: Tensor, product: Product) -> Tensor:
         """log|det(I + J)| by the rows of J, ``(B,)``."""
-        rows = [torch.autograd.grad(column.sum(), x, create_graph=True)[0].flatten(1) for column in g.flatten(1).T]
-        jacobian = at_least_float32(torch.stack(rows, 1))
-        return torch.linalg.slogdet(torch.eye(len(rows), device=x.device).to(jacobian) + jacobian).logabsdet
+        rows = torch.eye(x[0].numel(), device=x.device, dtype=x.dtype).view(-1, *x.shape[1:])
+        jacobian = at_least_float32(torch.stack([product(row.expand_as(x)).flatten(1) for row in rows], 1))
+        return torch.linalg.slogdet(torch.eye(len(rows)).to(jacobian) + jacobian).logabsdet
 
-    def estimated_log_det(self, x: Tensor, g: Tensor, learns: bool) -> Tensor:
+    def estimated_log_det(self, x: Tensor, product: Product) -> Tensor:
         """The series at one v and one N, ``(B,)``, and Neumann's series as its gradient."""
         v = torch.randn_like(x)
         w, neumann, total = v, v, zero_log_det(x)
-        for k, kept in enumerate(self.terms[self.training].draw(), 1):
-            (w,) = torch.autograd.grad(g, x, w, retain_graph=True)  # v' J^k
-            sign = 1 if k % 2 else -1
-            total = total + sign / (k * kept) * at_least_float32(w * v).flatten(1).sum(1)
-            neumann = neumann - sign / kept * w
-        if not learns:
+        with torch.no_grad():
+            for k, kept in enumerate(self.terms[self.training].draw(), 1):
+                w = product(w)  # v' J^k
+                sign = 1 if k % 2 else -1
+                total = total + sign / (k * kept) * dot(w, v)
+                neumann = neumann - sign / kept * w
+        if not torch.is_grad_enabled():
             return total
-        (vjp,) = torch.autograd.grad(g, x, neumann, create_graph=True)
-        slope = at_least_float32(vjp * v).flatten(1).sum(1)
+        slope = dot(product(neumann), v)
         return total + slope - slope.detach()
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,7 @@ class ResidualFlow(FlowModel):
     Args:
         image_shape: (C, H, W) of the images.
         scales: Resolutions; pixels become channels between them, and none are factored out.
+        squeeze_first: Whether pixels become channels before the first block too, for a quarter of the time.
         blocks: Residual blocks at every resolution, each after an act norm.
         width: Channels within a block.
         coefficient: Bound on the Lipschitz constant of every layer, below 1.
@@ -61,6 +62,7 @@ class ResidualFlow(FlowModel):
         self,
         image_shape: Shape = (1, 28, 28),
         scales: int = 3,
+        squeeze_first: bool = False,
         blocks: int = 4,
         width: int = 32,
         coefficient: float = 0.98,
@@ -81,8 +83,9 @@ class ResidualFlow(FlowModel):
                 f"got {coefficient}, {alpha}, {lr_decay_start}"
             )
         c, h, w = image_shape
-        if h % 2 ** (scales - 1) or w % 2 ** (scales - 1):
-            raise UserError(f"images of {h}x{w} pixels cannot be halved {scales - 1} times: set fewer scales")
+        halvings = scales - 1 + squeeze_first
+        if h % 2**halvings or w % 2**halvings:
+            raise UserError(f"images of {h}x{w} pixels cannot be halved {halvings} times: set fewer scales")
         self.save_hyperparameters()
         self.image_shape, self.lr, self.lr_decay_start, self.test_k = image_shape, lr, lr_decay_start, test_k
         self.likelihood_kind = self.log_prob_kind = (
@@ -90,8 +93,9 @@ class ResidualFlow(FlowModel):
         )
         layers: list[Bijection] = [Logit(alpha)]
         for scale in range(scales):
-            shape = (c * 4**scale, h // 2**scale, w // 2**scale)
-            layers += [Squeeze()] * (scale > 0)
+            halved = scale + squeeze_first
+            shape = (c * 4**halved, h // 2**halved, w // 2**halved)
+            layers += [Squeeze()] * (scale > 0 or squeeze_first)
             for i in range(blocks):
                 g = lipschitz_convs(shape, width, coefficient, first=scale == i == 0)
                 layers += [ActNorm(shape[0]), Residual(g, trace, train_terms, eval_terms)]

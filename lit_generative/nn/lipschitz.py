@@ -1,11 +1,22 @@
-"""Layers whose Lipschitz constant is bounded, and the networks of residual flows made of them."""
+"""Layers whose Lipschitz constant is bounded, and the networks of residual flows made of them.
 
+Each layer can be linearised: with its output comes the product of its transposed Jacobian with any w. A residual flow
+takes many such products at one x, and autograd would compute the slopes of the activations anew for each.
+"""
+
+import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lit_generative.nn.layout import arranged
+
+Product = Callable[[Tensor], Tensor]
+"""w to J' w, of the shape of the input."""
 
 
 class LipSwish(nn.Module):
@@ -17,6 +28,13 @@ class LipSwish(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * ((F.softplus(self.raw) * x).sigmoid() / 1.1)
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Product]:
+        """The output, and w to J' w."""
+        bx = F.softplus(self.raw) * x
+        gate = bx.sigmoid() / 1.1
+        slope = torch.addcmul(gate, bx, gate * (1 - 1.1 * gate))
+        return x * gate, slope.mul
 
 
 class SpectralLayer(nn.Module):
@@ -42,7 +60,7 @@ class SpectralLayer(nn.Module):
         self.register_load_state_dict_post_hook(_look_at_loaded)
         self.renew()
 
-    def map(self, x: Tensor, weight: Tensor) -> Tensor:
+    def map(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The linear map of ``weight``."""
         raise NotImplementedError
 
@@ -59,10 +77,10 @@ class SpectralLayer(nn.Module):
 
     def singular_vectors(self, tolerance: float = 1e-3, at_most: int = 500) -> tuple[Tensor, Tensor]:
         """u and v of the largest singular value, found when it grows by less than ``tolerance`` in five iterations."""
-        v, before = self.v, 0.0
+        v, before = self.v, -math.inf
         for i in range(at_most):
             u, v, sigma = self.iterate(v)
-            if i % 5 == 4:
+            if i % 5 == 0:
                 if float(sigma) - before <= tolerance * float(sigma):
                     break
                 before = float(sigma)
@@ -82,8 +100,17 @@ class SpectralLayer(nn.Module):
             else:
                 with torch.no_grad():
                     u, v = self.singular_vectors()
-        sigma = (u * self.map(v, self.weight)).sum()
-        return self.weight / (sigma / self.coefficient).clamp(min=1)
+        with torch.autocast(v.device.type, enabled=False):
+            sigma = (u * self.map(v, self.weight)).sum()
+            return self.weight / (sigma / self.coefficient).clamp(min=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(x, self.bounded_weight(), self.bias)
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Product]:
+        """The output, and w to J' w."""
+        weight = self.bounded_weight()
+        return self.map(x, weight, self.bias), lambda w: self.adjoint(w, weight)
 
 
 def _look_at_loaded(layer: SpectralLayer, _: Any) -> None:
@@ -109,14 +136,11 @@ class SpectralLinear(SpectralLayer):
     def __init__(self, inputs: int, outputs: int, coefficient: float) -> None:
         super().__init__(nn.Linear(inputs, outputs), (inputs,), coefficient)
 
-    def map(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(x, weight)
+    def map(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, weight, bias)
 
     def adjoint(self, y: Tensor, weight: Tensor) -> Tensor:
         return F.linear(y, weight.T)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.bounded_weight(), self.bias)
 
 
 class SpectralConv(SpectralLayer):
@@ -128,30 +152,53 @@ class SpectralConv(SpectralLayer):
             nn.Conv2d(input_shape[0], outputs, kernel, padding=kernel // 2), tuple(input_shape), coefficient
         )
 
-    def map(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, padding=self.padding)
+    def map(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.conv2d(x, weight, bias, padding=self.padding)
 
     def adjoint(self, y: Tensor, weight: Tensor) -> Tensor:
         # the transpose by a convolution, which is faster than torch's for one image
         return F.conv2d(y, weight.transpose(0, 1).flip(2, 3), padding=self.padding)
 
+
+class LipschitzNetwork(nn.Sequential):
+    """Layers of slopes at most 1 in a row."""
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.bounded_weight(), self.bias, padding=self.padding)
+        return super().forward(arranged(x) if x.dim() == 4 else x)
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Product]:
+        """The output, and w to J' w."""
+        products: list[Product] = []
+        x = arranged(x) if x.dim() == 4 else x
+        layer: Any
+        for layer in self:
+            x, product = layer.linearize(x)
+            products.append(product)
+
+        def transposed(w: Tensor) -> Tensor:
+            w = arranged(w) if w.dim() == 4 else w
+            for product in reversed(products):
+                w = product(w)
+            return w
+
+        return x, transposed
 
 
-def lipschitz_mlp(dims: int, width: int, depth: int, coefficient: float, first: bool = False) -> nn.Module:
+def lipschitz_mlp(dims: int, width: int, depth: int, coefficient: float, first: bool = False) -> LipschitzNetwork:
     """``(B, dims)`` to ``(B, dims)`` by ``depth`` hidden layers, an activation before each layer but the ``first``."""
     sizes = [dims, *[width] * depth, dims]
     layers: list[nn.Module] = [] if first else [LipSwish()]
     for i, (a, b) in enumerate(pairwise(sizes)):
         layers += [LipSwish()] * (i > 0) + [SpectralLinear(a, b, coefficient)]
-    return nn.Sequential(*layers)
+    return LipschitzNetwork(*layers)
 
 
-def lipschitz_convs(shape: tuple[int, int, int], width: int, coefficient: float, first: bool = False) -> nn.Module:
+def lipschitz_convs(
+    shape: tuple[int, int, int], width: int, coefficient: float, first: bool = False
+) -> LipschitzNetwork:
     """Images to images of the same shape by convolutions 3x3, 1x1 and 3x3 (Chen et al., 2019, App. E)."""
     c, h, w = shape
     inner = (width, h, w)
     layers: list[nn.Module] = [] if first else [LipSwish()]
     layers += [SpectralConv(shape, width, 3, coefficient), LipSwish(), SpectralConv(inner, width, 1, coefficient)]
-    return nn.Sequential(*layers, LipSwish(), SpectralConv(inner, c, 3, coefficient))
+    return LipschitzNetwork(*layers, LipSwish(), SpectralConv(inner, c, 3, coefficient))
