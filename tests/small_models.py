@@ -20,6 +20,7 @@ SMALL = {
     "WGANGP": {"width": 4, "latent": 4, "n_critic": 3, "accumulate_grad_batches": 2},
     "Pix2Pix": {"image_shape": [3, 16, 16], "num_downs": 3, "width": 4, "patch": 16},
     "DDPM": {"channels": [8, 8], "groups": 4, "steps": 20, "lr_warmup_steps": 4},
+    "FlowMatching": {"channels": [8, 8], "groups": 4, "ode_steps": 2, "coupling": "optimal_transport"},
     "LatentDiffusion": {"autoencoder": VAE, "width": 8, "depth": 1, "steps": 20},
 }
 FAMILIES = ("VAE", "RealNVP", "DCGAN", "DDPM", "Pix2Pix")  # one model of each, for `make test-fast`

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +60,8 @@ class DiscreteSchedule(Schedule):
         alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta.double(), 0)])
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
         self._alpha_bar: list[float] = alpha_bar.tolist()  # to read without waiting for the device
+        a = alpha_bar[1:].numpy()
+        self._log_ratios = (np.log1p(-a) - np.log(a)) / 2
 
     def _apply(self, fn: Move, recurse: bool = True) -> Self:
         return super()._apply(device_only(fn, self.alpha_bar.device), recurse)
@@ -76,6 +79,15 @@ class DiscreteSchedule(Schedule):
         t = torch.as_tensor(t, device=self.alpha_bar.device)
         alpha_bar = self.alpha_bar[t].view(-1, *[1] * (like.ndim - 1))
         return alpha_bar.sqrt().to(like), (1 - alpha_bar).sqrt().to(like)
+
+    def ratio(self, t: int) -> float:
+        """sigma_t / alpha_t."""
+        alpha, sigma = self(t)
+        return sigma / alpha
+
+    def time_of(self, ratio: float) -> float:
+        """The real time in [1, T] at which sigma / alpha is ``ratio``, its logarithm linear between integers."""
+        return float(np.interp(math.log(ratio), self._log_ratios, np.arange(1, self.steps + 1)))
 
     def quantile(self, u: Tensor) -> Tensor:
         return 1 + (u * self.steps).long().clamp(max=self.steps - 1)

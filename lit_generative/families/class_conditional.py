@@ -40,7 +40,7 @@ class ClassConditional(DiffusionModel):
         """What the network takes as labels at times ``t`` ``(B,)``."""
         if not self.classes:
             return None
-        return torch.full_like(t, self.classes) if c is None else c
+        return torch.full_like(t, self.classes, dtype=torch.long) if c is None else c
 
     def require_fitting(self, data: Any) -> None:
         super().require_fitting(data)

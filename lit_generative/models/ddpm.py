@@ -10,6 +10,7 @@ Pixels are in [-1, 1] here; p(x_0|x_1) is a Gaussian on their 256 levels (Eq. 13
 authors' code. Fast samplers: Song, Meng & Ermon (2021), arXiv:2010.02502; Lu et al. (2022), arXiv:2211.01095.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,18 +18,17 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from lit_generative.diffusion.elbo import Bound, decoder_scale, strata, variational_bound
 from lit_generative.diffusion.samplers import Denoiser, ddim, dpm_solver
 from lit_generative.diffusion.schedules import SCHEDULES, DiscreteSchedule, Schedule, logsnr_timesteps, posterior
 from lit_generative.errors import UserError
-from lit_generative.families.class_conditional import ClassConditional
 from lit_generative.families.diffusion_model import DiffusionModel, Spacing
-from lit_generative.images import from_symmetric, to_symmetric
+from lit_generative.families.pixel_diffusion import Flow, PixelDiffusion
+from lit_generative.images import from_symmetric
 from lit_generative.likelihoods import DiscretizedGaussian
 from lit_generative.metrics.aggregation import Stats
-from lit_generative.nn.unet import UNet, renamed
 from lit_generative.utils.tasks import tracked
 
 
@@ -173,46 +173,21 @@ class GaussianDiffusion(DiffusionModel):
         )
 
 
-class DDPM(ClassConditional, GaussianDiffusion):
+class DDPM(PixelDiffusion, GaussianDiffusion):
     """Diffusion of pixels, undone by a U-Net.
 
     Args:
-        image_shape: (C, H, W) of the images.
-        channels: Channels of the U-Net's levels, from fine to coarse.
-        blocks: Residual blocks of every level.
-        attention_at: Levels that have self-attention.
-        head_channels: Channels of an attention head; None: one head.
-        dropout: Fraction of a block's activations that training drops.
-        groups: Groups of group norm.
-        patch: Side of the squares of pixels that are folded into channels first.
-        diffusion: Arguments of `GaussianDiffusion`.
+        likelihood: What `log_prob` and tests give: the ``bound`` of Eq. 5, or that of the probability flow (``ode``).
+        diffusion: Arguments of `PixelDiffusion` and `GaussianDiffusion`.
     """
 
     decoder_variance = "beta~_2"
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int] = (1, 28, 28),
-        channels: Sequence[int] = (32, 96),
-        blocks: int = 1,
-        attention_at: Sequence[int] = (1,),
-        head_channels: int | None = None,
-        dropout: float = 0.0,
-        groups: int = 8,
-        patch: int = 2,
-        **diffusion: Any,
-    ) -> None:
+    def __init__(self, likelihood: Literal["bound", "ode"] = "bound", **diffusion: Any) -> None:
         super().__init__(**diffusion)
-        self.image_shape = self.data_shape = image_shape
-        labels = self.classes + 1 if self.classes else 0  # the last stands for none
-        self.denoiser = UNet(image_shape, channels, blocks, attention_at, head_channels, dropout, groups, patch, labels)
-
-    def to_data(self, x: Tensor) -> Tensor:
-        self.require_images(x)
-        return to_symmetric(x)
-
-    def to_images(self, x_0: Tensor) -> Tensor:
-        return from_symmetric(x_0).clamp(0, 1)
+        self.likelihood = likelihood
+        if likelihood == "ode":
+            self.likelihood_kind = self.log_prob_kind = self.ode_kind
 
     def predict(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         return self.denoiser(x_t, t - 1, self.labels_or_none(t, c)).to(x_t)  # networks count from 0
@@ -231,11 +206,37 @@ class DDPM(ClassConditional, GaussianDiffusion):
         drawn = self.elbo_terms if terms is None else terms
         return variational_bound(self.denoise, self.schedule, x_0, log_mass, self.variance, drawn, c=c)
 
-    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Diffusers' U-Nets have the weights of ours and the same names."""
-        return {f"denoiser.{name}": v for name, v in renamed(state).items()} if "conv_in.weight" in state else state
+    # -- the probability flow, in y = x_t / alpha_t and s = sigma_t / alpha_t: dy/ds = eps -----------
 
-    def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        """The denoiser: x_t, t - 1 ``(B,)`` int64, and labels if any, to what ``parameterization`` says."""
-        t = torch.zeros(2, dtype=torch.long)
-        return {"denoiser": (self.denoiser, (torch.zeros(2, *self.image_shape), t, *([t] * (self.classes > 0))))}
+    def probability_flow(self, c: Tensor | None) -> Flow:
+        """From s_1 to s_T, or to e^6, where nothing of the image is left."""
+        first, last = self.schedule.ratio(1), min(self.schedule.ratio(self.steps), math.exp(6))
+
+        def eps(s: float, y: Tensor) -> Tensor:
+            alpha = (1 + s * s) ** -0.5
+            x_t, t = alpha * y, torch.full((len(y),), self.schedule.time_of(s), device=y.device, dtype=y.dtype)
+            out = self.predict(x_t, t, c)
+            if self.parameterization == "v":
+                return alpha * out + s * alpha * x_t
+            return out if self.parameterization == "eps" else (y - out) / s
+
+        def times(n: int) -> list[float]:  # even in log s
+            return [first * (last / first) ** (i / n) for i in range(n + 1)]
+
+        return Flow(eps, times, scale=(1 + last * last) ** -0.5)
+
+    def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        return self.ode_log_prob(x, c) if self.likelihood == "ode" else super().log_prob(x, c)
+
+    def evaluate(self, x: Tensor, c: Tensor, stage: str) -> dict[str, Tensor]:
+        if stage == "test" and self.likelihood == "ode":
+            return {"nll": -self.ode_log_prob(x, c if self.classes else None)}
+        return super().evaluate(x, c, stage)
+
+    def summarize(self, stage: str, stats: dict[str, Stats]) -> dict[str, Tensor]:
+        return {} if self.likelihood == "ode" else super().summarize(stage, stats)
+
+    def describe_evaluation(self) -> str:
+        if self.likelihood == "ode":
+            return f"samples: {self.sampler}, {self.sampling_steps} steps"
+        return super().describe_evaluation()
