@@ -18,6 +18,7 @@ SMALL = {
     "DCGAN": {"width": 4, "latent": 4},
     "WGAN": {"width": 4, "latent": 4, "n_critic": 2},
     "WGANGP": {"width": 4, "latent": 4, "n_critic": 3, "accumulate_grad_batches": 2},
+    "R3GAN": {"width": 4, "latent": 4, "group": 4, "augment": ["translation", "cutout"]},
     "Pix2Pix": {"image_shape": [3, 16, 16], "num_downs": 3, "width": 4, "patch": 16},
     "DDPM": {"channels": [8, 8], "groups": 4, "steps": 20, "lr_warmup_steps": 4},
     "FlowMatching": {"channels": [8, 8], "groups": 4, "ode_steps": 2, "coupling": "optimal_transport"},

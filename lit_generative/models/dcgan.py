@@ -19,7 +19,6 @@ from lit_generative.families.adversarial import Batch
 from lit_generative.families.gan import GAN
 from lit_generative.images import to_symmetric
 from lit_generative.nn.dcgan import DCGANDiscriminator, DCGANGenerator, DenseDiscriminator, PixelShuffleGenerator
-from lit_generative.utils.precision import at_least_float32
 
 NETWORKS: dict[str, Any] = {
     "dcgan": (DCGANGenerator, DCGANDiscriminator),
@@ -58,8 +57,8 @@ class DCGAN(GAN):
     # -- objective ---------------------------------------------------------------------------------
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        real_logits = at_least_float32(self.discriminator(to_symmetric(batch[0])))
-        fake_logits = at_least_float32(self.discriminator(fake))
+        real_logits = self.judge(to_symmetric(batch[0]))
+        fake_logits = self.judge(fake)
         real_labels = torch.full_like(real_logits, self.real_label)
         loss = binary_cross_entropy_with_logits(real_logits, real_labels) + softplus(fake_logits).mean()
         return {
@@ -69,7 +68,7 @@ class DCGAN(GAN):
         }
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        return {"loss_generator": softplus(-at_least_float32(self.discriminator(fake))).mean()}
+        return {"loss_generator": softplus(-self.judge(fake)).mean()}
 
     # -- Lightning ---------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ r"""Wasserstein GANs: Arjovsky et al. (2017), arXiv:1701.07875, and Gulrajani et
 WGAN keeps f Lipschitz (up to a factor) by clipping its weights, WGAN-GP by the penalty.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from lit_generative.nn.dcgan import DCGANDiscriminator, DCGANGenerator
 from lit_generative.utils.precision import at_least_float32
 
 
-def distance(critic: nn.Module, batch: Batch, fake: Tensor) -> Tensor:
+def distance(critic: Callable[[Tensor], Tensor], batch: Batch, fake: Tensor) -> Tensor:
     """E_x[f(x)] - E_z[f(G(z))], the critic's estimate of W_1 (up to its Lipschitz constant)."""
     return at_least_float32(critic(to_symmetric(batch[0]))).mean() - at_least_float32(critic(fake)).mean()
 
@@ -46,11 +47,11 @@ class WGAN(GAN):
         self.discriminator = DCGANDiscriminator(self.image_shape, self.width)
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        wasserstein = distance(self.discriminator, batch, fake)
+        wasserstein = distance(self.judge, batch, fake)
         return {"loss_critic": -wasserstein, "wasserstein": wasserstein}
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        return {"loss_generator": -at_least_float32(self.discriminator(fake)).mean()}
+        return {"loss_generator": -self.judge(fake).mean()}
 
     @torch.no_grad()
     def after_discriminator_step(self) -> None:
@@ -93,13 +94,13 @@ class WGANGP(GAN):
         self.discriminator = DCGANDiscriminator(self.image_shape, self.width, norm="none")
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        wasserstein = distance(self.discriminator, batch, fake)
-        penalty = gradient_penalty(self.discriminator, to_symmetric(batch[0]), fake)
+        wasserstein = distance(self.judge, batch, fake)
+        penalty = gradient_penalty(self.discriminator, *map(self.augmented, (to_symmetric(batch[0]), fake)))
         loss = self.penalty * penalty - wasserstein
         return {"loss_critic": loss, "wasserstein": wasserstein, "gradient_penalty": penalty}
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        return {"loss_generator": -at_least_float32(self.discriminator(fake)).mean()}
+        return {"loss_generator": -self.judge(fake).mean()}
 
     def default_optimizers(self) -> list[Optimizer]:
         networks = (self.generator, self.discriminator)

@@ -14,7 +14,7 @@ Norm = Literal["batch", "none"]
 NORMS: dict[str, Any] = {"batch": nn.BatchNorm2d, "none": nn.Identity}
 
 
-def _stages(image_shape: tuple[int, int, int]) -> tuple[int, int]:
+def stages_of(image_shape: tuple[int, int, int]) -> tuple[int, int]:
     """Side of the smallest feature map, and the number of doublings from it to the image."""
     _, height, width = image_shape
     bottom = 7 if height % 7 == 0 else 4
@@ -39,7 +39,7 @@ class DCGANGenerator(ImageNetwork):
 
     def __init__(self, image_shape: tuple[int, int, int], latent: int, width: int) -> None:
         super().__init__()
-        bottom, doublings = _stages(image_shape)
+        bottom, doublings = stages_of(image_shape)
         channels = [width * 2**i for i in reversed(range(doublings))]
         layers: list[nn.Module] = [nn.Unflatten(1, (int(latent), 1, 1))]
         layers += [nn.ConvTranspose2d(latent, channels[0], bottom, bias=False)]  # (B, channels[0], bottom, bottom)
@@ -60,7 +60,7 @@ class DCGANDiscriminator(ImageNetwork):
         self, image_shape: tuple[int, int, int], width: int, norm: Norm = "batch", spectral: bool = False
     ) -> None:
         super().__init__()
-        bottom, doublings = _stages(image_shape)
+        bottom, doublings = stages_of(image_shape)
         channels = [image_shape[0], *(width * 2**i for i in range(doublings))]
         layers: list[nn.Module] = []
         for stage, (i, o) in enumerate(pairwise(channels)):

@@ -1,0 +1,87 @@
+r"""The GAN is dead; long live the GAN! A modern baseline GAN (Huang et al., 2024), arXiv:2501.05441.
+
+With logits D and pairs of a real image x and a fake G(z) (relativistic pairing: Jolicoeur-Martineau, 2018):
+
+    loss_discriminator = E[softplus(D(G(z)) - D(x))] + gamma / 2 (R1 + R2)
+    loss_generator     = E[softplus(D(x) - D(G(z)))]
+    R1 = E|grad D(x)|^2,  R2 = E|grad D(G(z))|^2                                 (Mescheder et al., 2018)
+
+A generator that leaves a mode out loses the pairs with its images, which a loss on either kind alone does not see.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+from torch.optim import Optimizer
+
+from lit_generative.errors import UserError
+from lit_generative.families.adversarial import Batch
+from lit_generative.families.gan import GAN
+from lit_generative.images import to_symmetric
+from lit_generative.nn.r3gan import R3Discriminator, R3Generator
+from lit_generative.utils.precision import at_least_float32
+
+
+def zero_centred_penalty(critic: nn.Module, x: Tensor) -> Tensor:
+    """E|grad D(x)|^2 at images ``(B, C, H, W)``, float32 or float64."""
+    with torch.autocast(x.device.type, enabled=False):
+        # by torch.func, which torch.compile can trace: it has no second derivatives of autograd's
+        gradient = torch.func.grad(lambda x: critic(x).sum())(at_least_float32(x))
+        return gradient.flatten(1).square().sum(1).mean()
+
+
+class R3GAN(GAN):
+    """Relativistic GAN with zero-centred penalties on real and on fake images.
+
+    Args:
+        penalty: gamma.
+        blocks: Residual blocks at every resolution.
+        expansion: Channels within a block to those between them.
+        group: Channels of a group of the blocks' 3x3 convolutions.
+        patch: Side of the squares of pixels that are channels to both networks, to save time.
+        lr: Learning rate of both Adams, whose betas are (0, 0.99).
+        latent: Dimensions of z.
+        gan: Arguments of `GAN` and `Adversarial`.
+    """
+
+    needs_float32 = "the penalties are on unrounded gradients"
+
+    def __init__(
+        self,
+        *,
+        penalty: float = 1.0,
+        blocks: int = 1,
+        expansion: int = 2,
+        group: int = 16,
+        patch: int = 1,
+        lr: float = 2e-4,
+        latent: int = 64,
+        **gan: Any,
+    ) -> None:
+        super().__init__(lr=lr, latent=latent, **gan)
+        if penalty < 0 or min(blocks, expansion, group, patch) < 1:
+            raise UserError(
+                "penalty must be >= 0, blocks, expansion, group and patch >= 1; "
+                f"got {penalty}, {blocks}, {expansion}, {group}, {patch}"
+            )
+        self.penalty = penalty
+        self.generator = R3Generator(self.image_shape, self.latent, self.width, blocks, expansion, group, patch)
+        self.discriminator = R3Discriminator(self.image_shape, self.width, blocks, expansion, group, patch)
+
+    def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+        real, fake = self.augmented(to_symmetric(batch[0])), self.augmented(fake)
+        real_logits, fake_logits = (at_least_float32(self.discriminator(x)) for x in (real, fake))
+        r1, r2 = (zero_centred_penalty(self.discriminator, x) for x in (real, fake))
+        loss = softplus(fake_logits - real_logits).mean() + self.penalty / 2 * (r1 + r2)
+        right = (real_logits > fake_logits).float().mean()
+        return {"loss_discriminator": loss, "r1": r1, "r2": r2, "pairs_told_apart": right}
+
+    def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+        real_logits = self.judge(to_symmetric(batch[0]))
+        return {"loss_generator": softplus(real_logits - self.judge(fake)).mean()}
+
+    def default_optimizers(self) -> list[Optimizer]:
+        networks = (self.generator, self.discriminator)
+        return [torch.optim.Adam(n.parameters(), self.lr, (0.0, 0.99), fused=self.fused) for n in networks]
