@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lit_generative.diffusion.ode import Method, require_solver, solve
@@ -174,5 +173,7 @@ class FlowMatching(PixelDiffusion):
 @torch.compiler.disable
 def nearest(a: Tensor, b: Tensor) -> Tensor:
     """The order of rows ``b`` that has the least sum of squared distances to rows ``a``, int64 ``(B,)``."""
+    from scipy.optimize import linear_sum_assignment  # takes long to import
+
     cost = torch.cdist(a.flatten(1).float(), b.flatten(1).float()).square()
     return torch.as_tensor(linear_sum_assignment(cost.detach().cpu().numpy())[1], device=a.device)
