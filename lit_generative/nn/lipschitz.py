@@ -54,7 +54,8 @@ class SpectralLayer(nn.Module):
     def __init__(self, layer: Any, input_shape: tuple[int, ...], coefficient: float) -> None:
         super().__init__()
         self.weight, self.bias, self.coefficient = layer.weight, layer.bias, coefficient
-        self.register_buffer("v", torch.randn(1, *input_shape))
+        v = torch.randn(1, *input_shape)
+        self.register_buffer("v", v / v.norm())
         self.register_buffer("u", torch.zeros_like(layer(self.v)))
         self.register_buffer("known", torch.zeros_like(layer.weight), persistent=False)  # the weight that they are of
         self.register_load_state_dict_post_hook(_look_at_loaded)
@@ -86,6 +87,12 @@ class SpectralLayer(nn.Module):
                 before = float(sigma)
         return u, v
 
+    def vectors_now(self) -> tuple[Tensor, Tensor]:
+        """u and v, or the singular vectors of the weight if it is another by now."""
+        ahead = self.map(self.iterate(self.v)[1], self.weight).norm()
+        fitting = ahead - (self.u * self.map(self.v, self.weight)).sum() <= 1e-3 * ahead
+        return (self.u, self.v) if fitting else self.singular_vectors()
+
     @torch.no_grad()
     def renew(self) -> None:
         """Find the singular vectors of the weight as it is now."""
@@ -99,7 +106,7 @@ class SpectralLayer(nn.Module):
                 self.renew()
             else:
                 with torch.no_grad():
-                    u, v = self.singular_vectors()
+                    u, v = self.vectors_now()
         with torch.autocast(v.device.type, enabled=False):
             sigma = (u * self.map(v, self.weight)).sum()
             return self.weight / (sigma / self.coefficient).clamp(min=1)
@@ -116,10 +123,8 @@ class SpectralLayer(nn.Module):
 def _look_at_loaded(layer: SpectralLayer, _: Any) -> None:
     """Leave vectors as they were saved, so that a training goes on exactly, unless they are of another weight."""
     with torch.no_grad():
-        _, v, sigma = layer.iterate(layer.v)
-        grown = layer.map(v, layer.weight).norm()
-        if grown - sigma > 1e-3 * grown:
-            layer.renew()
+        for kept, now in zip((layer.u, layer.v), layer.vectors_now(), strict=True):
+            kept.copy_(now)
         layer.known.copy_(layer.weight)
 
 
