@@ -22,7 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import lit_generative.models
 from lit_generative.families.adversarial import Adversarial, frozen
-from lit_generative.models import DDPM, RealNVP
+from lit_generative.families.diffusion_model import DiffusionModel
+from lit_generative.families.flow_model import FlowModel
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = ["vae_mnist", "iwae_mnist", "vae_fashion_mnist", "realnvp_mnist", "realnvp_fashion_mnist",
@@ -63,10 +64,10 @@ def losses_of(model, x):
 
         return list(zip((discriminator, lambda: next(iter(model.generator_loss((x, None), fakes[0]).values()))),
                         reversed(optimizers), strict=True))  # fmt: skip
-    if isinstance(model, DDPM):
-        t = torch.randint(1, model.steps + 1, (len(x),), device=x.device)
+    if isinstance(model, DiffusionModel):
+        t = model.schedule.quantile(torch.rand(len(x), device=x.device))
         return [(lambda: model.losses_at(x, t).mean(), optimizers[0])]
-    if isinstance(model, RealNVP):
+    if isinstance(model, FlowModel):
         return [(lambda: -model.log_weights(x).mean(), optimizers[0])]
     return [(lambda: model.objective(x)["loss"].mean(), optimizers[0])]
 

@@ -199,8 +199,10 @@ def test_euler_is_ddim_of_the_straight_schedule():
 @pytest.mark.parametrize(("sampler", "steps", "calls"), [("euler", 8, 8), ("heun", 9, 9), ("heun", 1, 1)])
 def test_samplers_evaluate_the_network_as_often_as_they_say(sampler, steps, calls):
     model, seen = net(), []
-    model.generate(torch.randn(2, 1, 4, 4), steps=steps, sampler=sampler, callback=lambda *_: seen.append(1))
-    assert len(seen) == calls
+    for power in (None, 2.0):
+        x_T = torch.randn(2, 1, 4, 4)
+        model.generate(x_T, steps=steps, sampler=sampler, power=power, callback=lambda *_: seen.append(1))
+    assert len(seen) == 2 * calls
 
 
 def test_the_loss_of_no_velocity_is_the_distance_of_the_ends():

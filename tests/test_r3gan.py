@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from lit_generative.errors import UserError
 from lit_generative.models import DCGAN, WGAN, WGANGP
-from lit_generative.models.r3gan import R3GAN, zero_centred_penalty
+from lit_generative.models.r3gan import R3GAN, logits_and_penalty
 from lit_generative.nn.augmentation import augmented, color, cutout, translation
 from lit_generative.nn.r3gan import Bottleneck
 
@@ -30,14 +30,15 @@ class Linear(nn.Module):
 
 def test_the_penalty_of_a_linear_critic_is_the_square_of_its_slope():
     w = torch.randn(1, 4, 4, dtype=torch.float64)
-    assert_close(zero_centred_penalty(Linear(w), torch.randn(5, 1, 4, 4, dtype=torch.float64)), w.square().sum())
+    x = torch.randn(5, 1, 4, 4, dtype=torch.float64)
+    logits, penalty = logits_and_penalty(Linear(w), x)
+    assert_close(penalty, w.square().sum()), assert_close(logits, Linear(w)(x))
 
     class Square(nn.Module):
         def forward(self, x):
             return x.square().flatten(1).sum(1) / 2
 
-    x = torch.randn(5, 1, 4, 4, dtype=torch.float64)
-    assert_close(zero_centred_penalty(Square(), x), x.square().flatten(1).sum(1).mean())
+    assert_close(logits_and_penalty(Square(), x)[1], x.square().flatten(1).sum(1).mean())
 
 
 def test_losses_are_those_of_pairs():
@@ -149,8 +150,12 @@ def test_every_gan_augments_real_and_fake_images_in_training_only(cls, monkeypat
         seen.extend(points)
         return torch.zeros(())
 
-    for name in {"gradient_penalty", "zero_centred_penalty"} & vars(sys.modules[cls.__module__]).keys():
-        monkeypatch.setattr(sys.modules[cls.__module__], name, penalty)
+    def both(critic, x):
+        return critic(x), torch.zeros(())
+
+    for name, stub in {"gradient_penalty": penalty, "logits_and_penalty": both}.items():
+        if hasattr(module := sys.modules[cls.__module__], name):
+            monkeypatch.setattr(module, name, stub)
     monkeypatch.setattr(model.discriminator, "forward", lambda x: seen.append(x) or (x * 0.1).flatten(1).sum(1))
     ones = torch.ones_like(x)
     model.discriminator_loss((ones, ones), ones)

@@ -1,7 +1,9 @@
 r"""Ordinary differential equations dx/dt = f(t, x), and the densities that they carry along.
 
-log p_a(x_a) = log p_b(x_b) + int_a^b tr(df/dx) dt         (Chen et al., 2018, arXiv:1806.07366, Eq. 8)
-tr(J)        = E[v' J v],  E[v v'] = I                     Hutchinson
+    log p_a(x_a) = log p_b(x_b) + int_a^b tr(df/dx) dt         (Chen et al., 2018, arXiv:1806.07366, Eq. 8)
+    tr(J)        = E[v' J v],  E[v v'] = I                     Hutchinson
+
+The trace is that of the Jacobian along the path from time a to time b.
 """
 
 from collections.abc import Callable, Sequence

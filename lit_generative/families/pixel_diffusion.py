@@ -1,8 +1,10 @@
 r"""Diffusions of pixels by a U-Net, and the likelihood that their probability flow gives.
 
-dx/dt = f(t, x) has the marginals of the diffusion                           (Song et al., 2021, arXiv:2011.13456)
-log p(x) = log N(x_end; 0, I) + int tr(df/dx) dt
-log P(k) >= E_u[log p(2 v - 1)] + D log 2 - D log 256,  v = (k + u) / 256    `lit_generative.flows.dequantization`
+    dx/dt = f(t, x) has the marginals of the diffusion                           (Song et al., 2021, arXiv:2011.13456)
+    log p(x) = log N(x_end; 0, I) + int tr(df/dx) dt
+    log P(k) >= E_u[log p(v)] - D log 256,  v = (k + u) / 256,  x = 2 v - 1      `lit_generative.flows.dequantization`
+
+A model with the network of another and `probability_flow` has the same bound, so that their numbers compare.
 """
 
 import math

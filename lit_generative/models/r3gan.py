@@ -6,7 +6,7 @@ With logits D and pairs of a real image x and a fake G(z) (relativistic pairing:
     loss_generator     = E[softplus(D(x) - D(G(z)))]
     R1 = E|grad D(x)|^2,  R2 = E|grad D(G(z))|^2                                 (Mescheder et al., 2018)
 
-A generator that leaves a mode out loses the pairs with its images, which a loss on either kind alone does not see.
+The loss of pairs has no local minima in which modes are dropped (Sun et al., 2020, as the paper quotes them).
 """
 
 from typing import Any
@@ -24,12 +24,17 @@ from lit_generative.nn.r3gan import R3Discriminator, R3Generator
 from lit_generative.utils.precision import at_least_float32
 
 
-def zero_centred_penalty(critic: nn.Module, x: Tensor) -> Tensor:
-    """E|grad D(x)|^2 at images ``(B, C, H, W)``, float32 or float64."""
+def logits_and_penalty(critic: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """D(x) ``(B,)`` and E|grad D(x)|^2 at images ``(B, C, H, W)``, float32 or float64, from one evaluation."""
+
+    def total(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = critic(x)
+        return logits.sum(), logits
+
     with torch.autocast(x.device.type, enabled=False):
         # by torch.func, which torch.compile can trace: it has no second derivatives of autograd's
-        gradient = torch.func.grad(lambda x: critic(x).sum())(at_least_float32(x))
-        return gradient.flatten(1).square().sum(1).mean()
+        gradient, logits = torch.func.grad(total, has_aux=True)(at_least_float32(x))
+        return logits, gradient.flatten(1).square().sum(1).mean()
 
 
 class R3GAN(GAN):
@@ -72,8 +77,8 @@ class R3GAN(GAN):
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         real, fake = self.augmented(to_symmetric(batch[0])), self.augmented(fake)
-        real_logits, fake_logits = (at_least_float32(self.discriminator(x)) for x in (real, fake))
-        r1, r2 = (zero_centred_penalty(self.discriminator, x) for x in (real, fake))
+        real_logits, r1 = logits_and_penalty(self.discriminator, real)
+        fake_logits, r2 = logits_and_penalty(self.discriminator, fake)
         loss = softplus(fake_logits - real_logits).mean() + self.penalty / 2 * (r1 + r2)
         right = (real_logits > fake_logits).float().mean()
         return {"loss_discriminator": loss, "r1": r1, "r2": r2, "pairs_told_apart": right}

@@ -21,7 +21,7 @@ def fold(image_shape: Shape, patch: int) -> Shape:
 class Bottleneck(nn.Module):
     """x + 1x1, grouped 3x3 and 1x1 convolutions with ``expansion`` times the channels between them.
 
-    The last starts at 0, so that a deep network starts as the identity (Zhang et al., 2019, "Fixup").
+    The last convolution is initialised to 0, which makes every block the identity at first (Zhang et al., 2019, Fixup).
     """
 
     def __init__(self, channels: int, expansion: int, group: int) -> None:
