@@ -10,7 +10,7 @@ import train
 from datamodules import ImageData
 from lit_generative.checkpoints.load import data_config, find_class, import_classes, load_model, read_checkpoint
 
-FLOW_MATCHING = '''
+STRAIGHT_LINES = '''
 """Flow matching (Lipman et al., 2023): x_t = (1 - t) x_0 + t eps, t in [0, 1]; the network learns eps - x_0."""
 
 from typing import Any
@@ -48,7 +48,7 @@ class Network(nn.Module):
         return self.layers(torch.cat([x.flatten(1), t[:, None]], 1)).view_as(x)
 
 
-class FlowMatching(DiffusionModel):
+class StraightLines(DiffusionModel):
     """Flow matching of 28x28 pixels.
 
     Args:
@@ -167,7 +167,7 @@ def fit(data_dir, tmp_path, monkeypatch):
 
 
 def test_a_model_of_continuous_time_is_one_file(fit, tmp_path):
-    model = fit("flow_matching", FLOW_MATCHING, "FlowMatching", "--model.width=4", "--model.sampling_steps=3")
+    model = fit("straight_lines", STRAIGHT_LINES, "StraightLines", "--model.width=4", "--model.sampling_steps=3")
     assert model.hparams["width"] == 4 and model.hparams["sampling_steps"] == 3
     torch.manual_seed(0)
     x = model.sample(2)
