@@ -191,7 +191,7 @@ class CLI(LightningCLI):
     def _callbacks(self, settings: Namespace, summary: bool) -> list[Callback]:
         callbacks: list[Callback] = as_list(settings.callbacks)
         if settings.callbacks != [] and not settings.barebones:  # []: the user wants none
-            callbacks += default_callbacks(self.model, callbacks, tests=self.subcommand == "test")
+            callbacks += default_callbacks(self.model, self.datamodule, callbacks, tests=self.subcommand == "test")
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if settings.enable_progress_bar is not False and not has_bar:
             callbacks.append(Progress())

@@ -10,6 +10,7 @@ from datamodules.mnist import KMNIST, MNIST, FashionMNIST
 from datamodules.paired_folder import PairedFolder
 from datamodules.pictures import Pictures
 from datamodules.sprites import Sprites
+from datamodules.unpaired_folders import UnpairedFolders
 
 __all__ = [
     "CIFAR10",
@@ -24,4 +25,5 @@ __all__ = [
     "PairedFolder",
     "Pictures",
     "Sprites",
+    "UnpairedFolders",
 ]

@@ -121,9 +121,13 @@ class ImageData(PlainArguments, LightningDataModule, ABC):
             images, labels = self.stored("test")
             self._sets["test"] = self.as_test(images), labels
 
-    def _split(self, count: int) -> tuple[Tensor, Tensor]:
-        """Split ``count`` training images: the indices of those to train on, and of those held out for validation."""
-        held_out = max(1, int(count * self.val_fraction)) if self.val_size is None else self.val_size
+    def _split(self, count: int, held_out: int | None = None) -> tuple[Tensor, Tensor]:
+        """Split ``count`` training images: the indices of those to train on, and of those held out for validation.
+
+        ``held_out`` of them, if not as many as `val_size` says.
+        """
+        if held_out is None:
+            held_out = max(1, int(count * self.val_fraction)) if self.val_size is None else self.val_size
         self._require_rest("val_size", held_out, count)
         order = self._permutation(count)
         return order[held_out:], order[:held_out]
@@ -184,21 +188,28 @@ class ImageData(PlainArguments, LightningDataModule, ABC):
             )
         return loader if loader.count else []
 
-    def _loader(self, name: str) -> TensorLoader:
+    def _loader(self, name: str) -> Any:
+        return self._loader_of(name, *self._sets[name], self._rows.get(name))
+
+    def _loader_of(
+        self, name: str, images: Tensor, labels: Tensor, rows: Tensor | None = None, seed: int | None = None
+    ) -> TensorLoader:
+        """Batches of a split whose images these are; ``seed`` for another order than the data's own."""
         training, (rank, world_size) = name == "train", self._ranks()
         overfitting = getattr(self.trainer, "overfit_batches", 0) > 0  # needs the same batches every epoch
         return TensorLoader(
-            *self._sets[name],
+            images,
+            labels,
             self.batch_size,
             shuffle=training and not overfitting,
             drop_last=training,
-            seed=self.seed,
+            seed=self.seed if seed is None else seed,
             rank=rank,
             world_size=world_size,
             random_flip=training and self.random_flip,
             mutation=self.mutation if training else 0.0,
             binarize=training and self.binarize == "dynamic",
-            rows=self._rows.get(name),
+            rows=rows,
         )
 
     def sizes(self) -> dict[str, int]:

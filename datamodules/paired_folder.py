@@ -92,6 +92,38 @@ def place_of(folders: Iterable[str]) -> tuple[str, str] | None:
     return split, side
 
 
+def sides_of(listing: Listing) -> dict[str, dict[str, list[Path]]]:
+    """The images of a folder by split and by side ("a", "b", "" for images of both), as `place_of` reads the folders.
+
+    If no folder names a split, the only one is "". Other images are left out.
+
+    Raises:
+        DataError: Two folders are for the same split and side, or that of a split is empty.
+    """
+    root, images = listing.root, dict[Path, list[Path]]()
+    for path in listing.images:
+        images.setdefault(path.parent, []).append(path)
+    places: dict[str, dict[str, list[Path]]] = {}
+    for folder, own in images.items():
+        place = place_of(folder.relative_to(root).parts)
+        if place is None:
+            listing.leave_out(own)
+        elif (other := places.setdefault(place[0], {}).setdefault(place[1], own)) is not own:
+            raise DataError(f"{other[0].parent} and {folder} are for the same images: keep one of them")
+    if any(places):
+        listing.require_full(lambda parts: (place_of(parts) or ("",))[0])
+    if len(places) > 1:  # images next to folders of splits belong to none
+        for own in places.pop("", {}).values():
+            listing.leave_out(own)
+    for sides in places.values():
+        if "" in sides and len(sides) > 1:
+            listing.leave_out(sides.pop(""))
+        if len(sides) == 1 and "" not in sides:
+            ((side, own),) = sides.items()
+            raise DataError(f"{own[0].parent} needs a folder of images of side {'B' if side == 'a' else 'A'}: add it")
+    return places
+
+
 def find_pairs(root: Path, skip_broken: bool) -> dict[str, list[Files]]:
     """The pairs of every split: halves of one image, or images with the same names in two folders.
 
@@ -101,35 +133,14 @@ def find_pairs(root: Path, skip_broken: bool) -> dict[str, list[Files]]:
         DataError: There are none, one image of a pair is missing, or two folders are for the same split and side.
     """
     listing = Listing(root, skip_broken)
-    images: dict[Path, list[Path]] = {}
-    for path in listing.images:
-        images.setdefault(path.parent, []).append(path)
-    places: dict[str, dict[str, Path]] = {}
-    for folder, own in images.items():
-        place = place_of(folder.relative_to(root).parts)
-        if place is None:
-            listing.leave_out(own)
-        elif (other := places.setdefault(place[0], {}).setdefault(place[1], folder)) != folder:
-            raise DataError(f"{other} and {folder} are for the same images: keep one of them")
-    if any(places):
-        listing.require_full(lambda parts: (place_of(parts) or ("",))[0])
-    if len(places) > 1:  # images next to folders of splits belong to none
-        for folder in places.pop("", {}).values():
-            listing.leave_out(images[folder])
     found: dict[str, list[Files]] = {}
-    for split, sides in places.items():
-        whole = sides.pop("", None)
-        if whole and sides:
-            listing.leave_out(images[whole])
-        elif whole:
-            rank_zero_info(f"{len(images[whole])} pairs: the left and right halves of the images in {whole}")
-            found[split] = [(path,) for path in images[whole]]
-        if len(sides) == 1:
-            ((side, folder),) = sides.items()
-            other_side = "B" if side == "a" else "A"
-            raise DataError(f"{folder} needs a folder of the same images of side {other_side}: add it")
-        if sides:
-            found[split] = two_folders(*((sides[side], images[sides[side]]) for side in "ab"))
+    for split, sides in sides_of(listing).items():
+        if "" in sides:
+            own = sides[""]
+            rank_zero_info(f"{len(own)} pairs: the left and right halves of the images in {own[0].parent}")
+            found[split] = [(path,) for path in own]
+        else:
+            found[split] = two_folders(sides["a"], sides["b"])
     if not found:
         rest = listing.describe_rest()
         raise DataError(
@@ -148,17 +159,18 @@ def pairs_in(folder: Path, skip_broken: bool) -> list[Files]:
     return found[""]
 
 
-def two_folders(a: tuple[Path, list[Path]], b: tuple[Path, list[Path]]) -> list[Files]:
-    """Pair the images of two folders, each given with its images, by name without extension."""
-    named_a, named_b = ({nfc(path.stem): path for path in images} for _, images in (a, b))
-    for (folder, images), named in ((a, named_a), (b, named_b)):
+def two_folders(a: list[Path], b: list[Path]) -> list[Files]:
+    """Pair the images of two folders by name without extension."""
+    named_a, named_b = ({nfc(path.stem): path for path in images} for images in (a, b))
+    for images, named in ((a, named_a), (b, named_b)):
         if twice := [path.name for path in images if path not in named.values()]:
+            folder = images[0].parent
             raise DataError(f"{folder} has images of the same name in several formats: {listed(twice)}: keep one each")
     if alone := sorted(named_a.keys() ^ named_b.keys()):
         missing = listed([named_a.get(name) or named_b[name] for name in alone])
+        counts = ", ".join(f"{len(images)} in {images[0].parent}" for images in (a, b))
         raise DataError(
-            f"{len(alone)} images have no counterpart ({len(named_a)} in {a[0]}, {len(named_b)} in {b[0]}): {missing}: "
-            "add the counterparts or remove these"
+            f"{len(alone)} images have no counterpart ({counts}): {missing}: add the counterparts or remove these"
         )
     return [(path, named_b[name]) for name, path in sorted(named_a.items())]
 

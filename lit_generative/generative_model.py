@@ -76,8 +76,11 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, Compiles, PlainArgumen
                     "--trainer.strategy ddp_find_unused_parameters_true"
                 )
 
-    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of another's layout that the model knows under our names; others as they are."""
+    def convert_state_dict(self, state: dict[str, Tensor], file: str = "") -> dict[str, Tensor]:
+        """A state dict of another's layout that the model knows under our names; others as they are.
+
+        ``file`` is the name of its file without the extension.
+        """
         return state
 
     def save_pretrained(self, folder: str | Path) -> None:

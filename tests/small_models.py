@@ -20,6 +20,7 @@ SMALL = {
     "WGANGP": {"width": 4, "latent": 4, "n_critic": 3, "accumulate_grad_batches": 2},
     "R3GAN": {"width": 4, "latent": 4, "group": 4, "augment": ["translation", "cutout"]},
     "Pix2Pix": {"image_shape": [3, 16, 16], "num_downs": 3, "width": 4, "patch": 16},
+    "CycleGAN": {"image_shape": [3, 16, 16], "width": 4, "blocks": 1, "patch": 16, "pool": 20},
     "DDPM": {"channels": [8, 8], "groups": 4, "steps": 20, "lr_warmup_steps": 4},
     "FlowMatching": {"channels": [8, 8], "groups": 4, "ode_steps": 2, "coupling": "optimal_transport"},
     "LatentDiffusion": {"autoencoder": VAE, "width": 8, "depth": 1, "steps": 20},
@@ -44,6 +45,7 @@ AVERAGED = {
     "DCGAN": "generator",
     "WGANGP": "generator",
     "Pix2Pix": "generator",
+    "CycleGAN": "generator",
     "DDPM": "denoiser",
 }
 
@@ -56,7 +58,7 @@ def slow(model):
 def command(model, streets):
     args = ["fit", f"--model={model}", "--data=FashionMNIST", "--data.batch_size=16", "--data.val_size=16"]
     args += [f"--model.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in SMALL[model].items()]
-    if model == "Pix2Pix":
+    if model in ("Pix2Pix", "CycleGAN"):
         args[2] = "--data=PairedFolder"
         args += [f"--data.data_dir={streets}", "--data.image_size=16", f"--data.cache_dir={streets}/cache"]
     callbacks = []

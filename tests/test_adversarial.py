@@ -197,9 +197,10 @@ def test_two_processes_are_one_with_the_doubled_batch(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_of_pix2pix_are_one_with_the_doubled_batch(tmp_path):
+@pytest.mark.parametrize("name", ["Pix2Pix", "CycleGAN"])
+def test_two_processes_of_a_translator_are_one_with_the_doubled_batch(name, tmp_path):
     """With instance norm, since batch norm cannot be synchronised on CPUs."""
-    one, two = trained_on(1, tmp_path, "Pix2Pix"), trained_on(2, tmp_path, "Pix2Pix")
+    one, two = trained_on(1, tmp_path, name), trained_on(2, tmp_path, name)
     assert one["global_step"] == two["global_step"] == 12 and two["spread"] == 0
     # a bias before a norm has no effect, and a gradient of rounding errors that Adam blows up
     a, b = ({k: v for k, v in run["weights"].items() if k.endswith("weight")} for run in (two, one))

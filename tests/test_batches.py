@@ -10,6 +10,7 @@ from test_contract import MODELS, build, images, sources
 
 from callbacks import LatentScatter, PredictionWriter, ReconstructionGrid
 from datamodules import FashionMNIST
+from lit_generative.models.cyclegan import CycleGAN
 from lit_generative.models.ddpm import DDPM
 from lit_generative.models.factor_vae import FactorVAE
 from lit_generative.models.latent_flow import LatentFlow
@@ -31,8 +32,9 @@ class Classes(DDPM):
         super().__init__(**SMALL["DDPM"], classes=3)
 
 
+TRANSLATORS = (Pix2Pix, CycleGAN)
 ALL = [pytest.param(cls, id=cls.__name__, marks=slow(cls.__name__)) for cls in (*MODELS, Classes)]
-UNCONDITIONAL = [pytest.param(c, id=c.__name__, marks=slow(c.__name__)) for c in MODELS if c is not Pix2Pix]
+UNCONDITIONAL = [pytest.param(c, id=c.__name__, marks=slow(c.__name__)) for c in MODELS if c not in TRANSLATORS]
 
 
 def make(cls):
@@ -144,11 +146,11 @@ def test_every_model_refuses_every_wrong_batch_before_the_first_step(cls, name, 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
 @pytest.mark.parametrize("cls", ALL)
 def test_the_first_batch_of_every_stage_is_looked_at(cls, stage, tmp_path):
-    """In predictions Pix2Pix has sources only."""
+    """In predictions translators have sources only."""
     model = make(cls)
     x, c = batch_for(model)
-    wrong = (x, c * 255) if cls is Pix2Pix else (x * 255, c)
-    what = "source images" if cls is Pix2Pix else "images"
+    wrong = (x, c * 255) if cls in TRANSLATORS else (x * 255, c)
+    what = "source images" if cls in TRANSLATORS else "images"
     options = {"limit_val_batches": 1} if stage == "validate" else {}
     with pytest.raises(ValueError, match=rf"takes {what} in \[0, 1\], got values from 0.* divide by 255"):
         run(model, [wrong], tmp_path, stage, **options)
@@ -314,10 +316,11 @@ SOURCES = {
 }
 
 
+@pytest.mark.parametrize("cls", TRANSLATORS)
 @pytest.mark.parametrize("name", SOURCES)
-def test_pix2pix_needs_source_images(name, tmp_path):
+def test_translators_need_source_images(name, cls, tmp_path):
     spoil, error, message = SOURCES[name]
-    model = make(Pix2Pix)
+    model = make(cls)
     with pytest.raises(error, match=message):
         run(model, [spoil(*batch_for(model))], tmp_path)
 
@@ -355,7 +358,7 @@ def test_methods_that_take_images_refuse_others(cls):
     """Without a Trainer; shape and dtype only, since looking at values takes time."""
     model = make(cls).eval()
     x, c = batch_for(model)
-    x, t = c if cls is Pix2Pix else x, torch.ones(4, dtype=torch.long)
+    x, t = c if cls in TRANSLATORS else x, torch.ones(4, dtype=torch.long)
     calls = [(name, ()) for name in METHODS] + [(name, (t,)) for name in AT_TIMES]
     calls = [(getattr(model, name), rest) for name, rest in calls if hasattr(model, name)]
     assert calls

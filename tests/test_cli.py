@@ -219,10 +219,12 @@ def test_every_recipe_trains_and_tests(path, run, tmp_path, monkeypatch):
             callback["init_args"] |= {"num_samples": 130, "every_n_epochs": 1}
     recipe.get("checkpoint", {}).pop("every_n_epochs", None)
     recipe["model"]["init_args"] |= shrunk(recipe["model"]["init_args"])
-    if recipe["model"]["class_path"] == "Pix2Pix":
-        write(tmp_path / "streets", "pairs", {"train": 40, "val": 12}, size=32, seed=0)
+    if (model := recipe["model"]["class_path"]) in ("Pix2Pix", "CycleGAN"):
+        layout = "sides" if recipe["data"]["class_path"] == "UnpairedFolders" else "pairs"
+        write(tmp_path / "streets", layout, {"train": 40, "val": 12}, size=32, seed=0)
         recipe["data"]["init_args"] |= {"data_dir": str(tmp_path / "streets"), "image_size": 16}
-        recipe["model"]["init_args"] |= {"image_shape": [3, 16, 16], "num_downs": 3, "width": 4, "patch": 16}
+        recipe["model"]["init_args"] |= {"image_shape": [3, 16, 16], "width": 4, "patch": 16}
+        recipe["model"]["init_args"] |= {"num_downs": 3} if model == "Pix2Pix" else {"blocks": 1}
         recipe["trainer"].pop("check_val_every_n_epoch")
     if recipe["model"]["class_path"] == "LatentDiffusion":
         vae = {"class_path": "lit_generative.models.vae.VAE", "init_args": {"hidden": [8], "latent": 3}}
@@ -434,10 +436,11 @@ def test_every_model_trains_by_its_name_alone(model, run, tmp_path):
     data = ["--data=FashionMNIST", "--data.batch_size=16", f"--data.binarize={levels}"]
     if model == "LatentDiffusion":
         data.append('--model.autoencoder={"class_path": "lit_generative.models.vae.VAE", "init_args": {}}')
-    if model == "Pix2Pix":
+    if model in ("Pix2Pix", "CycleGAN"):
         write(tmp_path / "streets", "pairs", {"train": 8, "val": 4}, size=32, seed=0)
         data = ["--data=PairedFolder", f"--data.data_dir={tmp_path}/streets", "--data.image_size=32",
-                "--data.val_size=3", "--model.image_shape=[3,32,32]", "--model.num_downs=4"]  # fmt: skip
+                "--data.val_size=3", "--model.image_shape=[3,32,32]"]  # fmt: skip
+        data += ["--model.num_downs=4"] if model == "Pix2Pix" else ["--model.patch=34", "--model.blocks=1"]
     run("fit", f"--model={model}", *data, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2",
         "--trainer.limit_val_batches=2", "--trainer.num_sanity_val_steps=0", "--trainer.callbacks=[]",
         "--trainer.log_every_n_steps=1")  # fmt: skip

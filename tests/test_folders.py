@@ -301,7 +301,7 @@ def test_pairs_for_training_alone_give_all_three_splits(tmp_path):
     ("folders", "message"),
     [
         (("testA", "testB"), "folders for test, but none for training"),
-        (("trainA", "testA", "testB"), "trainA needs a folder of the same images of side B: add it"),
+        (("trainA", "testA", "testB"), "trainA needs a folder of images of side B: add it"),
         (("input", "target"), r"no pairs \(it has 4 images in input, 4 images in target\): .* folders A and B "),
         (("trainA", "trainB", "train/A"), "train/A and .*trainA are for the same images: keep one of them"),
     ],

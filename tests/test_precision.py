@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
 ]
-IN_BFLOAT16 = ("DCGAN", "WGAN", "Pix2Pix")  # the others have likelihoods or penalties that it would round
+IN_BFLOAT16 = ("DCGAN", "WGAN", "Pix2Pix", "CycleGAN")  # the others have likelihoods or penalties that it would round
 
 
 def batches(model):

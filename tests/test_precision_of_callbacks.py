@@ -20,6 +20,7 @@ SEVERAL = {  # of every family, those that bring numbers of their own into the m
     "DCGAN": ["LatentInterpolation", "SampleGrid"],
     "LatentFlow": ["LatentInterpolation"],
     "Pix2Pix": ["TranslationScores", "TranslationGrid"],
+    "CycleGAN": ["TranslationScores", "TranslationGrid"],
 }  # fmt: skip
 
 
@@ -28,7 +29,7 @@ def look(name, data_dir, folder, **options):
     torch.manual_seed(0)
     model = next(cls for cls in MODELS if cls.__name__ == name)(**ARGUMENTS[name])
     watching = [getattr(callbacks, each)() for each in SEVERAL[name]]
-    if name not in ("Pix2Pix", "DDPM"):  # whose samples take many steps
+    if name not in ("Pix2Pix", "CycleGAN", "DDPM"):  # whose samples take many steps
         watching += [callbacks.FID(num_samples=8, cache_dir=str(folder)),
                      callbacks.OODScores([KMNIST()], synthetic=False, num_images=4, resamples=10)]  # fmt: skip
     trainer = Trainer(default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False,

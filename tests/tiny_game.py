@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lit_generative.models
 from callbacks import EMA
 from lit_generative.families.adversarial import Adversarial
+from lit_generative.models.cyclegan import CycleGAN
 from lit_generative.models.pix2pix import Pix2Pix
 from train import leave_together
 
@@ -53,10 +54,13 @@ def main(processes, path, name="Game"):
     batches = DataLoader(TensorDataset(x[mine], x.flip(0)[mine]), 8 // processes)
     torch.manual_seed(0)
     model, callbacks = Game(n_critic=2), []
-    if name == "Pix2Pix":  # which in this form draws nothing
+    if name in ("Pix2Pix", "CycleGAN"):  # which in these forms draw nothing
         pairs = torch.rand(2, 16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
         batches = DataLoader(TensorDataset(*pairs[:, mine]), 4 // processes)
-        model = Pix2Pix((3, 16, 16), num_downs=3, width=4, patch=16, norm="instance", dropout=0.0, lr_decay_start=0.0)
+        small = {"image_shape": (3, 16, 16), "width": 4, "patch": 16, "lr_decay_start": 0.0}
+        model = CycleGAN(**small, blocks=1, pool=0)
+        if name == "Pix2Pix":
+            model = Pix2Pix(**small, num_downs=3, norm="instance", dropout=0.0)
     elif name != "Game":  # a GAN of that name instead, on images
         file, options = name.lower().removesuffix("gp"), {"width": 4, "latent": 4, "n_critic": 2}
         networks = ["generator"]

@@ -3,7 +3,7 @@
     python benchmarks/scenes/streets.py FOLDER [--layout pairs] [--train 180] [--val 20] [--size 256] [--seed 0]
 
 ``pairs``: ``train`` and ``val`` with JPEGs of photo and colours side by side; ``archives``: ``leftImg8bit`` and
-``gtFine``.
+``gtFine``; ``sides``: ``trainA`` and ``valA`` with photos, ``trainB`` and ``valB`` with colours.
 """
 
 import argparse
@@ -108,6 +108,11 @@ def write(folder: Path, layout: str, numbers: dict[str, int], size: int, seed: i
                 both = Image.fromarray(np.concatenate([photo, coloured(ids)], 1))
                 both.save(folder / split / f"{i + 1}.jpg", quality=95)
                 continue
+            if layout == "sides":
+                for side, levels in (("A", photo), ("B", coloured(ids))):
+                    (folder / f"{split}{side}").mkdir(exist_ok=True)
+                    Image.fromarray(levels).save(folder / f"{split}{side}" / f"{i + 1}.png")
+                continue
             stem = f"drawn_{i:06d}_{seed:06d}"
             images, labels = folder / "leftImg8bit" / split / "drawn", folder / "gtFine" / split / "drawn"
             for place in (images, labels):
@@ -122,7 +127,7 @@ def write(folder: Path, layout: str, numbers: dict[str, int], size: int, seed: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layout", choices=("pairs", "archives"), default="pairs")
+    parser.add_argument("--layout", choices=("pairs", "archives", "sides"), default="pairs")
     parser.add_argument("--train", type=int, default=180)
     parser.add_argument("--val", type=int, default=20)
     parser.add_argument("--size", type=int, default=256)

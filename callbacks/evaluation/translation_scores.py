@@ -45,6 +45,11 @@ class TranslationScores(PerImageCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._data = datamodule_of(trainer)
+        if not getattr(self._data, "paired", True):
+            raise UserError(
+                "TranslationScores compares translations with their targets, and images of "
+                f"{type(self._data).__name__} are not pairs: remove it, or test on pairs (--data PairedFolder)"
+            )
         self._labels = self._data.label_side if isinstance(self._data, HasLabelMaps) else ""
         if self.segmentation is not None:
             if self._labels != "source":

@@ -129,7 +129,7 @@ def init_from(model: Any, source: str, raw: bool = False, partly: bool = False) 
             upgrade(saved, path)
             if KEY in saved and record(saved).get("class_path") == class_path(model):
                 require_same_meaning(model, saved)
-        state |= model.convert_state_dict(weights_of(saved, path, raw))
+        state |= model.convert_state_dict(weights_of(saved, path, raw), Path(path).stem)
     own = model.state_dict()
     fitting = {name: v for name, v in state.items() if name in own and v.shape == own[name].shape}
     skipped = [

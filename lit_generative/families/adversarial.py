@@ -110,6 +110,10 @@ class Adversarial(GenerativeModel):
         """Scalars to log, of which ``loss_generator``, the first, is minimised."""
         raise NotImplementedError
 
+    def shown(self, fake: Tensor) -> Tensor:
+        """What the discriminator sees in place of the generator's images ``fake``, such as earlier ones."""
+        return fake
+
     def after_discriminator_step(self) -> None:
         """For what follows each of its steps, as the clipping of weights."""
 
@@ -151,7 +155,8 @@ class Adversarial(GenerativeModel):
         if len(self._waiting) == 1:
             optimizer_d.zero_grad()
         complete = len(self._waiting) == self.batches_per_step or self.trainer.is_last_batch
-        self._backward(self.discriminator_loss(batch, fake.detach()), complete, images=len(batch[0]))
+        losses = self.discriminator_loss(batch, self.shown(fake.detach()))
+        self._backward(losses, complete, images=len(batch[0]))
         if not complete:
             return
         self._step(optimizer_d)

@@ -109,7 +109,7 @@ class PixelDiffusion(ClassConditional):
             end, change = solve_with_density(flow.field, x_0, flow.times(self.ode_steps), probes, self.ode_method)
             return standard_normal(flow.scale * end.flatten(1)) + change + dims * math.log(2 * flow.scale)
 
-    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor], file: str = "") -> dict[str, Tensor]:
         """Diffusers' U-Nets have the weights of ours and the same names."""
         return {f"denoiser.{name}": v for name, v in renamed(state).items()} if "conv_in.weight" in state else state
 

@@ -14,18 +14,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, pad
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim import Optimizer
 
 from lit_generative.errors import UserError
-from lit_generative.families.adversarial import Adversarial, Batch
-from lit_generative.images import from_symmetric, to_symmetric, to_uint8
-from lit_generative.nn.pix2pix import PATCHES, Norm, PatchDiscriminator, UNetGenerator, authors_names
-from lit_generative.training.batches import unpack
-from lit_generative.utils.precision import at_least_float32, for_weights
+from lit_generative.families.adversarial import Batch
+from lit_generative.families.translator import Translator
+from lit_generative.images import to_symmetric
+from lit_generative.nn.pix2pix import Norm, PatchDiscriminator, UNetGenerator, authors_names, require_patch
 
 
-class Pix2Pix(Adversarial):
+class Pix2Pix(Translator):
     """U-Net from source to target images, judged patch by patch.
 
     Args:
@@ -78,11 +77,7 @@ class Pix2Pix(Adversarial):
             raise UserError(
                 f"images of {h}x{w} pixels can be halved {most} times, not num_downs={num_downs}: set fewer"
             )
-        if patch != 1 and patch not in PATCHES:
-            raise UserError(f"patch must be one of 1, {', '.join(map(str, PATCHES))} pixels, got {patch}")
-        fitting = [1, *(p for p, halvings in PATCHES.items() if min(h, w) >= 3 * 2**halvings)]
-        if patch not in fitting:  # the last convolution would leave nothing
-            raise UserError(f"patches of {patch} pixels do not fit images of {h}x{w}: choose from {fitting}")
+        require_patch(patch, h, w)
         if not (0 <= dropout < 1 and 0 <= lr_decay_start <= 1 and min(lambda_l1, lambda_gan) >= 0):
             raise UserError(
                 "dropout must be in [0, 1), lr_decay_start in [0, 1], lambda_l1 and lambda_gan >= 0; got "
@@ -91,7 +86,7 @@ class Pix2Pix(Adversarial):
         self.save_hyperparameters()
         self.image_shape, self.source_channels, self.num_downs = image_shape, source_channels, num_downs
         self.lambda_l1, self.lambda_gan, self.conditional = lambda_l1, lambda_gan, conditional
-        self.lr, self.beta1, self.lr_decay_start = lr, beta1, lr_decay_start
+        self.lr, self.beta1, self.lr_decay_start, self.multiple = lr, beta1, lr_decay_start, 2**num_downs
         by_image = test_norm == "image"
         self.generator = UNetGenerator(
             source_channels, channels, num_downs, width, norm, dropout, test_dropout, by_image
@@ -99,7 +94,7 @@ class Pix2Pix(Adversarial):
         seen = channels + (source_channels if conditional else 0)
         self.discriminator = PatchDiscriminator(seen, width, patch, norm)
 
-    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor], file: str = "") -> dict[str, Tensor]:
         """The authors' generator and discriminator under our names."""
         ours = authors_names(self.num_downs)
         if "model.model.0.weight" in state:
@@ -137,80 +132,16 @@ class Pix2Pix(Adversarial):
         loss = self.lambda_gan * loss_gan + self.lambda_l1 * loss_l1
         return {"loss_generator": loss, "loss_gan": loss_gan, "loss_l1": loss_l1}
 
-    # -- translation -------------------------------------------------------------------------------
+    # -- translation: `Translator.translate`, on the dropout's noise ---------------------------------
 
-    @torch.no_grad()
-    def translate(self, c: Tensor) -> Tensor:
-        """Targets of source images ``(B, C', H, W)`` in [0, 1], ``(B, C, H, W)`` in [0, 1], drawn if there is noise.
-
-        Of any size: sides are continued at the right and the bottom until every level halves them, and cropped again.
-        """
-        self.require_sources(c)
-        height, width = c.shape[-2:]
-        c = for_weights(to_symmetric(c), self.generator)
-        multiple = 2**self.num_downs
-        whole = pad(c, (0, -width % multiple, 0, -height % multiple), mode="replicate")
-        return from_symmetric(at_least_float32(self.generator(whole)[..., :height, :width]))
-
-    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
-        """`translate` the ``n`` source images ``c``.
-
-        Raises:
-            ValueError: There are none, or not ``n``.
-        """
-        if c is None or len(c) != n:
-            raise UserError(f"{type(self).__name__} makes images of source images: give {n} of them as c")
-        return self.translate(c)
+    @property
+    def translator(self) -> nn.Module:
+        return self.generator
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         """The generator: sources ``(B, C', H, W)`` to targets, both in [-1, 1]."""
         size = self.image_shape[1:]
         return {"generator": (self.generator, (torch.zeros(2, self.source_channels, *size),))}
-
-    # -- Lightning ---------------------------------------------------------------------------------
-
-    def require_fitting(self, data: Any) -> None:
-        super().require_fitting(data)
-        given, source = getattr(data, "source_channels", None), type(data).__name__
-        if data is not None and given is None:
-            raise UserError(f"Pix2Pix learns from pairs of images, and {source} has none: choose PairedFolder")
-        if given not in (None, self.source_channels):
-            raise UserError(
-                f"Pix2Pix is built for source images of {self.source_channels} channels, but {source} gives {given}: "
-                f"choose other data, or train with --model.source_channels {given}"
-            )
-
-    def take_batch(self, batch: Any, first: bool) -> tuple[Any, Any]:
-        """As in any model; for predictions sources, and the names of their files or None, of pairs or sources alone."""
-        if not self.trainer.predicting:
-            return super().take_batch(batch, first)
-        x, c = unpack(batch)
-        source, names = (c, None) if isinstance(c, Tensor) and c.ndim == 4 else (x, c if isinstance(c, list) else None)
-        self.require_sources(source)
-        if first:
-            self.require_range(source, "source images")
-        return source.to(self.dtype), names
-
-    def take_condition(self, c: Any, x: Tensor, first: bool) -> Tensor:
-        """Source images of the size of their targets."""
-        if c is None:
-            raise UserError(f"{self._place()} learns from pairs (x, c) of target and source images, got targets only")
-        self.require_floats(c, (self.source_channels, *x.shape[2:]), "source images")
-        if len(c) != len(x):
-            raise UserError(f"{self._place()} got {len(x)} target images and {len(c)} source images: give pairs")
-        if first:
-            self.require_range(c, "source images")
-        return c.to(self.dtype)
-
-    def require_sources(self, c: Any) -> None:
-        """Raise an error unless ``c`` is float images ``(B, source_channels, H, W)`` of any size."""
-        size = c.shape[2:] if isinstance(c, Tensor) and c.ndim == 4 else self.image_shape[1:]
-        self.require_floats(c, (self.source_channels, *size), "source images")
-
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """``translation`` of every source, uint8 ``(B, C, H, W)``, with the ``name`` of its file where it has one."""
-        c, names = batch
-        return {"translation": to_uint8(self.translate(c))} | ({} if names is None else {"name": names})
 
     def default_optimizers(self) -> list[Optimizer]:
         networks, betas = (self.generator, self.discriminator), (self.beta1, 0.999)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_generative.errors import UserError
 from lit_generative.nn.dcgan import init_dcgan
 from lit_generative.nn.layout import ImageNetwork, arranged
 
@@ -77,6 +78,15 @@ class UNetGenerator(ImageNetwork):
 
 
 PATCHES = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}  # receptive field: number of halvings
+
+
+def require_patch(patch: int, h: int, w: int) -> None:
+    """Raise a ValueError unless a `PatchDiscriminator` of ``patch`` pixels can judge images of that size."""
+    if patch != 1 and patch not in PATCHES:
+        raise UserError(f"patch must be one of 1, {', '.join(map(str, PATCHES))} pixels, got {patch}")
+    fitting = [1, *(p for p, halvings in PATCHES.items() if min(h, w) >= 3 * 2**halvings)]
+    if patch not in fitting:  # the last convolution would leave nothing
+        raise UserError(f"patches of {patch} pixels do not fit images of {h}x{w}: choose from {fitting}")
 
 
 class PatchDiscriminator(ImageNetwork):
