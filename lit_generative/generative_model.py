@@ -106,6 +106,10 @@ class GenerativeModel(TakesBatches, Evaluates, Optimizes, Compiles, PlainArgumen
         """
         return {}
 
+    def hide_labels(self, c: Tensor) -> Tensor:
+        """The labels that training shows the model."""
+        return c
+
     # -- checkpoints, and training that goes on from them ------------------------------------------
 
     training_seconds: float = 0.0  # wall time of the training without validation, over all runs that were resumed

@@ -78,14 +78,20 @@ class Conditions:
         """``n`` labels int64, drawn on the CPU; None for a model that knows no classes."""
         return None if self.frequencies is None else torch.multinomial(self.frequencies, n, replacement=True).to(device)
 
-    def draw(self, model: Any, n: int) -> Tensor:
-        """``n`` samples ``(n, C, H, W)`` in [0, 1]; see `draw`."""
+    def draw(self, model: Any, n: int, c: Tensor | None = None) -> Tensor:
+        """``n`` samples ``(n, C, H, W)`` in [0, 1], of labels ``c`` or of drawn ones; see `draw`."""
         options = {"guidance": self.guidance} if self.guidance else {}
-        return draw(model, n, self.labels(n, model.device), **options)
+        return draw(model, n, self.labels(n, model.device) if c is None else c, **options)
+
+    @property
+    def guided(self) -> str:
+        """The guidance, for a protocol; empty for a model that knows no classes."""
+        if self.frequencies is None:
+            return ""
+        return f"guidance {self.guidance:g}, which nll does not include" if self.guidance else "no guidance"
 
     def describe(self) -> str:
         """Labels and guidance, for a protocol; empty for a model that knows no classes."""
         if self.frequencies is None:
             return ""
-        guided = f"guidance {self.guidance:g}, which nll does not include" if self.guidance else "no guidance"
-        return f"labels drawn from the class frequencies of the training images, {guided}"
+        return f"labels drawn from the class frequencies of the training images, {self.guided}"

@@ -391,6 +391,10 @@ def test_samples_of_a_class_by_a_named_sampler(run, tmp_path):
     assert (drawn[0] != drawn[1]).any() and (drawn[1] != drawn[2]).any()
     with pytest.raises(SystemExit, match=r"trained with steps=20, and mean nothing with 10: leave out --model\.steps"):
         run("test", f"--ckpt_path={ckpt}", "--model.steps=10", "--trainer.limit_test_batches=1")
+    run(*sample, "--output=each.png", "--label=each", "--n=20")
+    assert picture("each.png").shape == (10 * 30 + 2, 2 * 30 + 2, 3)  # a row of two for each class
+    with pytest.raises(SystemExit, match="label each: --n must be a multiple of 10, the number of classes, got 12"):
+        run(*sample, "--output=b.npz", "--label=each", "--n=12")
     with pytest.raises(SystemExit, match="label 10: DDPM has 10 classes"):
         run(*sample, "--output=b.npz", "--label=10")
     with pytest.raises(SystemExit, match="there is no sampler euler: choose from ancestral, ddim, dpm_solver"):

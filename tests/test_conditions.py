@@ -91,7 +91,7 @@ def test_labels_follow_the_frequencies_of_the_training_images(data, tmp_path):
 
 @pytest.mark.parametrize(
     "callback",
-    [SampleGrid(n=8), NearestNeighbours(n=8, k=1), LatentInterpolation(n=8, steps=2), DenoisingAnimation(n=8, every=1)],
+    [NearestNeighbours(n=8, k=1), LatentInterpolation(n=8, steps=2), DenoisingAnimation(n=8, every=1)],
     ids=lambda callback: type(callback).__name__,
 )
 def test_pictures_of_samples_have_labels(callback, data, tmp_path):
@@ -100,6 +100,14 @@ def test_pictures_of_samples_have_labels(callback, data, tmp_path):
     (labels,) = model.labels
     assert labels.shape == (8,) and set(labels.tolist()) <= {1, 4}
     assert "no guidance" in callback.describe_test()
+
+
+def test_a_grid_has_a_row_for_each_class(data, tmp_path):
+    model, callback = Conditional(), SampleGrid(n=8, columns=3)
+    run_test(model, data, tmp_path, callback)
+    (labels,) = model.labels
+    assert labels.tolist() == [label for label in range(10) for _ in range(3)]
+    assert callback.describe_test() == "no guidance"
 
 
 def test_guidance_reaches_the_samples_and_the_protocol(data, tmp_path):
@@ -186,13 +194,12 @@ def test_likelihood_and_samples_of_one_row_are_of_the_same_model(data, tmp_path)
     model = Watched()
     callbacks = [
         fid(tmp_path, num_samples=20),
-        SampleGrid(n=4),
         OODScores([MNIST()], num_images=10, resamples=2, synthetic=False),
     ]
     run_test(model, data, tmp_path, *callbacks)
     assert set(model.asked["nll"]) == set(model.asked["samples"]) == {1, 4}
     assert set(model.asked["ood"]) == {NONE}
-    assert "given the class" in model.describe_test() and "without labels" in callbacks[2].describe_test()
+    assert "given the class" in model.describe_test() and "without labels" in callbacks[1].describe_test()
     model.asked.clear()
     run_test(model, data, tmp_path, fid(tmp_path, num_samples=20, guidance=1.0))
     assert set(model.asked["samples"]) == {1, 4, NONE}  # guidance asks both

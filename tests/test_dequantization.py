@@ -63,7 +63,7 @@ def test_a_uniform_density_is_eight_bits():
     """The identity behind the logit, and a base that is uniform on [0, 1) seen through it."""
     model = RealNVP(stack="fully_connected", couplings=2, width=8, depth=1, norm="none", alpha=1e-6)
 
-    def log_density(v):
+    def log_density(v, c=None):
         z, log_det = model.flow(v)
         # the law of logit(alpha + (1 - 2 alpha) u), u uniform
         base = -torch.nn.functional.softplus(z) - torch.nn.functional.softplus(-z) - math.log(1 - 2e-6)

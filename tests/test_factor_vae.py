@@ -51,7 +51,7 @@ def test_with_the_best_discriminator_the_penalty_is_the_total_correlation():
     """KL of a Gaussian with correlation rho from the product of its margins: -log(1 - rho^2) / 2."""
     vae, z = model(gamma=3.0), correlated(400_000)
     vae.discriminator = Ratio(0.8)
-    vae.p = lambda z: type("P", (), {"log_prob": staticmethod(lambda x: torch.zeros(len(x)))})()
+    vae.p = lambda z, c=None: type("P", (), {"log_prob": staticmethod(lambda x: torch.zeros(len(x)))})()
     fake = torch.stack([torch.zeros_like(z), torch.ones_like(z), z])
     losses = vae.generator_loss((z, z), fake)
     assert_close(losses["tc"], torch.tensor(-0.5 * math.log(1 - 0.8**2)), atol=0.01, rtol=0)
@@ -122,8 +122,8 @@ def test_validation_and_test_say_what_the_discriminator_sees():
     """With the best discriminator ``tc`` is the total correlation of q(z), its accuracy that of the best guess."""
     vae, z = model(), correlated(100_000)
     vae.discriminator = Ratio(0.8)
-    vae.q = lambda x: Normal(x.flatten(1), 1e-6)  # draws are the means
-    vae.p = lambda z: type("P", (), {"log_prob": staticmethod(lambda x: torch.zeros(len(x)))})()
+    vae.q = lambda x, c=None: Normal(x.flatten(1), 1e-6)  # draws are the means
+    vae.p = lambda z, c=None: type("P", (), {"log_prob": staticmethod(lambda x: torch.zeros(len(x)))})()
     found = [vae.evaluate(part.view(-1, 1, 1, 2), None, "val") for part in z.split(999)]
     tc, right = (torch.cat([values[name] for values in found]).mean() for name in ("tc", "discriminator_accuracy"))
     assert_close(tc, torch.tensor(-0.5 * math.log(1 - 0.8**2)), atol=0.01, rtol=0)

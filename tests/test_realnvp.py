@@ -74,7 +74,7 @@ def test_temperature_shrinks_the_latents():
     model = small()
     assert_close(model.sample(2, temperature=0.0), model.decode(torch.zeros(2, 784)))
     seen = []
-    model.decode = lambda z: seen.append(z) or z
+    model.decode = lambda z, c=None: seen.append(z) or z
     model.sample(20, temperature=0.5)
     assert float(seen[0].std()) == pytest.approx(0.5, rel=0.02)
     with pytest.raises(ValueError, match="temperature must be finite and >= 0, got -1"):
@@ -104,7 +104,7 @@ def test_a_test_reports_bounds_inverse_and_broken_likelihoods(data_dir, tmp_path
     assert "40 images" in model.describe_test() and "3 draws of uniform dequantisation" in model.describe_test()
 
     class Broken(RealNVP):
-        def log_density(self, v):
+        def log_density(self, v, c=None):
             return super().log_density(v).index_fill(0, torch.tensor([1]), math.nan)
 
     broken = Broken(width=4, depth=1)
@@ -113,7 +113,7 @@ def test_a_test_reports_bounds_inverse_and_broken_likelihoods(data_dir, tmp_path
     assert found["test/nll"] == math.inf
     assert broken.log_prob(images())[1] == -math.inf
     assert found["test/nll_stderr"] == math.inf
-    broken.log_density = lambda v: torch.full((len(v),), math.inf)  # nothing may be chosen for such a likelihood
+    broken.log_density = lambda v, c=None: torch.full((len(v),), math.inf)  # nothing may be chosen for it
     assert (broken.log_prob(images()) == -math.inf).all()
 
 

@@ -51,7 +51,7 @@ def test_a_run_without_pictures_has_no_film(data, tmp_path):
 def test_interpolations_go_from_one_sample_to_another_at_the_right_distance():
     model = DCGAN(width=4, latent=500).eval()
     seen = []
-    model.decode = lambda z: seen.append(z) or torch.zeros(len(z), 1, 28, 28)
+    model.decode = lambda z, c=None: seen.append(z) or torch.zeros(len(z), 1, 28, 28)
     assert model.interpolate(3, 5).shape == (15, 1, 28, 28)
     z = seen[0].view(3, 5, 500)
     torch.manual_seed(3)

@@ -30,11 +30,11 @@ class LinearGaussian(VAE):
         self.W_scale = precision.inverse().diagonal().sqrt()
         self.perturbation = perturbation
 
-    def q(self, x):
+    def q(self, x, c=None):
         mu = (x.flatten(1) - self.b) @ self.gain.T
         return Normal(mu + self.perturbation, (self.W_scale * (1 + self.perturbation)).expand_as(mu))
 
-    def p(self, z):
+    def p(self, z, c=None):
         return PixelNormal((z @ self.W.T + self.b).unflatten(-1, (1, 2, 3)))
 
     def exact(self, x):
@@ -105,7 +105,7 @@ def test_k_is_honoured_exactly_in_chunks():
     model, x = VAE((1, 4, 4), latent=2, hidden=(8,)), torch.zeros(5, 1, 4, 4)
     model.pixels_at_once = 3 * 5 * 16  # three draws at a time
     draws, log_weights = [], model.log_weights
-    model.log_weights = lambda x, q, k: draws.append(k) or log_weights(x, q, k)
+    model.log_weights = lambda x, q, k, c=None: draws.append(k) or log_weights(x, q, k)
     assert model.chunked_log_weights(x, 7).shape == (7, 5)
     assert draws == [3, 3, 1]
 

@@ -136,7 +136,7 @@ def _row(model: LightningModule, data: Any, sources: Iterable[Any], metrics: dic
             title = re.sub("^ood/auroc_(.*)", r"OOD AUROC (\1)", TITLES.get(name, name))
             row[title] = f"{metrics[name]:{form}}" + (f" ± {error:{form}}" if error else "")
     if kind := getattr(model, "likelihood_kind", ""):
-        row["likelihood"] = kind
+        row["likelihood"] = kind + getattr(model, "given", "")
     return row
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from callbacks.base import ImageCallback
@@ -11,10 +12,10 @@ from lit_generative.protocols import Samples
 
 
 class SampleGrid(ImageCallback):
-    """A grid of samples; of a class-conditional model with labels, see `Conditions`.
+    """A grid of samples; of a class-conditional model a row for each class, of up to 20.
 
     Args:
-        n: Samples.
+        n: Samples of a model without classes.
         columns: Samples in a row.
         guidance: Guidance of a class-conditional model's samples towards their labels.
         image: Arguments of `ImageCallback`.
@@ -28,4 +29,10 @@ class SampleGrid(ImageCallback):
         self.n, self.columns, self.guidance = n, columns, guidance
 
     def draw(self, model: Any, batch: Any) -> Tensor:
-        return grid(self.conditions.draw(model, self.n), self.columns)
+        rows = min(20, getattr(model, "classes", 0))
+        c = torch.arange(rows, device=model.device).repeat_interleave(self.columns) if rows else None
+        return grid(self.conditions.draw(model, len(c) if c is not None else self.n, c), self.columns)
+
+    def describe_test(self) -> str:
+        """The guidance, where there are labels."""
+        return self.conditions.guided

@@ -2,7 +2,7 @@
 
 import inspect
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 
@@ -24,7 +24,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 256,
     device: str = "cpu",
-    label: int | None = None,
+    label: int | Literal["each"] | None = None,
     options: dict[str, int | float | str] | None = None,
 ) -> None:
     """Draw images from the model of a checkpoint.
@@ -36,7 +36,8 @@ def sample(
         seed: Seed of the noise.
         batch_size: Images drawn at a time.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        label: Class of the images, for a class-conditional model; default: samples without a label.
+        label: Class of the images, for a class-conditional model, or ``each``: as many of every class, a row of a grid
+            for each; default: samples without a label.
         options: Other arguments of the model's ``sample``, such as ``--options.temperature 0.7`` for a flow.
     """
     target = Path(output)
@@ -57,8 +58,10 @@ def sample(
     if not isinstance(model, Samples):
         raise UserTypeError(f"a {type(model).__name__} cannot sample")
     classes = getattr(model, "classes", 0)
-    if label is not None and not 0 <= label < classes:
+    if label is not None and (not classes if label == "each" else not 0 <= label < classes):
         raise UserError(f"--label {label}: {type(model).__name__} has {classes or 'no'} classes")
+    if label == "each" and n % classes:
+        raise UserError(f"--label each: --n must be a multiple of {classes}, the number of classes, got {n}")
     chosen: Any = options or {}
     known = list(inspect.signature(model.sample).parameters)[2:]  # after n and c
     if unknown := [name for name in chosen if name not in known]:
@@ -69,7 +72,10 @@ def sample(
         if numbers and not isinstance(value, (int, *numbers)):
             raise UserError(f"--options.{name} must be {'an int' if numbers == [int] else 'a number'}, got {value}")
     with forked_rng(seed, device):
-        labels = None if label is None else torch.full((n,), label, device=device)
+        labels = None
+        if label is not None:
+            own = torch.arange(classes) if label == "each" else torch.tensor([label])
+            labels = own.repeat_interleave(n // len(own)).to(device)
         parts = torch.arange(n).split(batch_size)
         images = [
             draw(model, len(i), None if labels is None else labels[i], **chosen).cpu()
@@ -77,7 +83,7 @@ def sample(
         ]
         x = torch.cat(images)
     if kind == ".png":
-        save_png(grid(x), target)
+        save_png(grid(x, n // classes) if label == "each" else grid(x), target)
     elif kind == ".npz":
         import numpy as np
 

@@ -121,6 +121,7 @@ class Adversarial(GenerativeModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizers: Any = self.optimizers()
+        batch = batch[0], self.hide_labels(batch[1])
         with one_step_a_batch(optimizers):
             self._train_on(batch, *optimizers)
         self.images_seen += len(batch[0]) * self.trainer.world_size

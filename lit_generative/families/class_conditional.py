@@ -4,43 +4,56 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lit_generative.errors import UserError, UserTypeError
-from lit_generative.families.diffusion_model import DiffusionModel
+from lit_generative.generative_model import GenerativeModel
 from lit_generative.training.batches import describe
 
 
-class ClassConditional(DiffusionModel):
-    """A diffusion of images with labels 0 to ``classes - 1``; to its network, the label ``classes`` stands for none.
+class ClassConditional(GenerativeModel):
+    """A model of images with labels 0 to ``classes - 1``; the label ``classes`` stands for none, as None does.
+
+    Training hides some labels, so that one network learns p(x|c) and p(x): what is asked without a label is of p(x).
 
     Args:
-        classes: Number of labels to condition on; 0: none.
-        label_dropout: Fraction of labels that training hides, so that the network also learns p(x), which guidance
+        classes: Number of labels to condition on; 0: none, and labels are ignored.
+        label_dropout: Fraction of labels that training hides, so that the model also learns p(x), which guidance
             needs (Ho & Salimans, 2022, Algorithm 1).
-        diffusion: Arguments of the other class, see `DiffusionModel`.
+        rest: Arguments of the other class, of a model with two parents (``class M(ClassConditional, DiffusionModel)``).
     """
 
-    def __init__(self, classes: int = 0, label_dropout: float = 0.1, **diffusion: Any) -> None:
-        super().__init__(**diffusion)
+    def __init__(self, classes: int = 0, label_dropout: float = 0.1, **rest: Any) -> None:
+        super().__init__(**rest)
         if classes < 0 or not (0 <= label_dropout <= 1 and (label_dropout or not classes)):
             raise UserError(
                 "classes must be >= 0, label_dropout in [0, 1], and > 0 with classes (else samples without a "
                 f"label come from what was never trained); got {classes}, {label_dropout}"
             )
         self.classes, self.label_dropout = classes, label_dropout
-        if classes and self.likelihood_kind:
-            self.likelihood_kind += ", given the class"
+        self.given = ", given the class" if classes else ""
 
     def hide_labels(self, c: Tensor) -> Tensor:
         if not self.classes:
             return c
         return c.masked_fill(torch.rand(len(c), device=c.device) < self.label_dropout, self.classes)
 
-    def labels_or_none(self, t: Tensor, c: Tensor | None) -> Tensor | None:
-        """What the network takes as labels at times ``t`` ``(B,)``."""
+    def labels_or_none(self, like: Tensor, c: Tensor | None) -> Tensor | None:
+        """What a network with an embedding takes as labels ``(B,)`` of the entries of ``like`` ``(B, ...)``."""
         if not self.classes:
             return None
-        return torch.full_like(t, self.classes, dtype=torch.long) if c is None else c
+        return torch.full(like.shape[:1], self.classes, device=like.device) if c is None else c
+
+    def one_hot(self, c: Tensor | None, like: Tensor) -> Tensor:
+        """Labels as vectors ``(B, classes)`` of the dtype of ``like`` ``(B, ...)``, 0 where there is none."""
+        c = self.labels_or_none(like, c)
+        return like.new_zeros(len(like), 0) if c is None else F.one_hot(c, self.classes + 1)[:, :-1].to(like)
+
+    def with_labels(self, z: Tensor, c: Tensor | None) -> Tensor:
+        """Vectors ``(..., B, D)``, each followed by its label's one-hot vector, ``(..., B, D + classes)``."""
+        if not self.classes:
+            return z
+        return torch.cat([z, self.one_hot(c, z.flatten(0, -3)[0] if z.ndim > 2 else z).expand(*z.shape[:-1], -1)], -1)
 
     def require_fitting(self, data: Any) -> None:
         super().require_fitting(data)
@@ -60,7 +73,8 @@ class ClassConditional(DiffusionModel):
         self.require_classes(c, len(x), look=first or x.device.type == "cpu")
         return c.long()
 
-    def require_labels(self, n: int, c: Tensor | None, guidance: float) -> None:
+    def require_labels(self, n: int, c: Tensor | None, guidance: float = 0.0) -> None:
+        """Raise a TypeError or ValueError if ``n`` images cannot have these labels, or this guidance."""
         if guidance < 0 or (guidance and (c is None or not self.classes)):
             raise UserError("guidance must be >= 0, and > 0 only with labels c and a model with classes")
         if self.classes and c is not None:

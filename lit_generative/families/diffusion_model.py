@@ -194,10 +194,6 @@ class DiffusionModel(GenerativeModel, ABC):
 
     # -- training ----------------------------------------------------------------------------------
 
-    def hide_labels(self, c: Tensor) -> Tensor:
-        """The labels that training shows the network."""
-        return c
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, c = batch
         t = self.schedule.quantile(torch.rand(len(x), device=x.device))

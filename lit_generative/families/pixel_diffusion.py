@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lit_generative.diffusion.ode import Field, probes_of, require_solver, solve_with_density
 from lit_generative.errors import UserError
 from lit_generative.families.class_conditional import ClassConditional
+from lit_generative.families.diffusion_model import DiffusionModel
 from lit_generative.flows.dequantization import UniformDequantization
 from lit_generative.images import from_symmetric, to_symmetric
 from lit_generative.likelihoods import standard_normal
@@ -32,7 +33,7 @@ class Flow(NamedTuple):
     scale: float = 1.0  # what the end is multiplied by to be N(0, I)
 
 
-class PixelDiffusion(ClassConditional):
+class PixelDiffusion(ClassConditional, DiffusionModel):
     """Pixels in [-1, 1], a U-Net, and `ode_log_prob`.
 
     Args:
@@ -47,7 +48,7 @@ class PixelDiffusion(ClassConditional):
         ode_method: Solver of the probability flow in `ode_log_prob`; ``dopri5`` needs torchdiffeq.
         ode_steps: Its steps; ``dopri5`` chooses its own.
         ode_probes: Draws of Hutchinson's estimate of the trace; 0: the exact trace, for few dimensions.
-        diffusion: Arguments of `ClassConditional`.
+        diffusion: Arguments of `ClassConditional` and `DiffusionModel`.
     """
 
     def __init__(
@@ -79,8 +80,7 @@ class PixelDiffusion(ClassConditional):
         """What `ode_log_prob` is."""
         steps = "" if self.ode_method == "dopri5" else f"{self.ode_steps} steps of "
         trace = f"{self.ode_probes} draws of the trace" if self.ode_probes else "exact trace"
-        given = ", given the class" if self.classes else ""
-        return f"bound by uniform dequantisation, probability flow by {steps}{self.ode_method}, {trace}{given}"
+        return f"bound by uniform dequantisation, probability flow by {steps}{self.ode_method}, {trace}"
 
     def to_data(self, x: Tensor) -> Tensor:
         self.require_images(x)

@@ -102,17 +102,17 @@ class CSVAE(VAE):
 
     # -- objective ---------------------------------------------------------------------------------
 
-    def objective(self, x: Tensor) -> dict[str, Tensor]:
+    def objective(self, x: Tensor, c: Tensor | None = None) -> dict[str, Tensor]:
         """As `VAE.objective`; ``kl`` is from the draw of z, and ``cauchy_schwarz`` exact."""
-        q = self.q(x)
+        q = self.q(x, c)
         z = q.rsample()
-        reconstruction, kl = -self.p(z).log_prob(x), q.log_prob(z).sum(-1) - self.log_prior(z)
+        reconstruction, kl = -self.p(z, c).log_prob(x), q.log_prob(z).sum(-1) - self.log_prior(z)
         terms = {"elbo": -(reconstruction + kl), "reconstruction": reconstruction, "kl": kl}
         terms["cauchy_schwarz"] = self.prior.cauchy_schwarz(q.loc, q.variance)
         return {"loss": reconstruction + self.weight * terms[self.divergence], **terms}
 
-    def bound(self, x: Tensor) -> dict[str, Tensor]:
-        return self.objective(x)
+    def bound(self, x: Tensor, c: Tensor | None = None) -> dict[str, Tensor]:
+        return self.objective(x, c)
 
     def log_prior(self, z: Tensor) -> Tensor:
         return self.prior.log_prob(z)
@@ -142,13 +142,14 @@ class CSVAE(VAE):
         """
         if component is not None and not 0 <= component < len(self.prior.logits):
             raise UserError(f"component must be 0 to {len(self.prior.logits) - 1}, got {component}")
-        return self.decode(self.sample_prior(n, component))
+        self.require_labels(n, c)
+        return self.decode(self.sample_prior(n, component), c)
 
     # -- Lightning ---------------------------------------------------------------------------------
 
     def evaluate(self, x: Tensor, c: Tensor, stage: str) -> dict[str, Tensor]:
         values = super().evaluate(x, c, stage)
-        q = self.q(x)
+        q = self.q(x, c)
         values["cauchy_schwarz"] = self.prior.cauchy_schwarz(q.loc, q.variance)
         if stage == "test":
             values["posterior_kl"] = -values["nll"] - values["elbo"]  # KL(q || p(z|x)), with the tightest bound

@@ -51,14 +51,14 @@ class DCGAN(GAN):
             raise UserError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         self.betas, self.real_label = (beta1, 0.999), 1 - label_smoothing
         generator, discriminator = NETWORKS[network]
-        self.generator = generator(self.image_shape, self.latent, self.width)
-        self.discriminator = discriminator(self.image_shape, self.width, spectral=spectral_norm)
+        self.generator = generator(self.image_shape, self.inputs, self.width)
+        self.discriminator = discriminator(self.image_shape, self.width, self.classes, spectral=spectral_norm)
 
     # -- objective ---------------------------------------------------------------------------------
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        real_logits = self.judge(to_symmetric(batch[0]))
-        fake_logits = self.judge(fake)
+        x, c = batch
+        real_logits, fake_logits = self.judge(to_symmetric(x), c), self.judge(fake, c)
         real_labels = torch.full_like(real_logits, self.real_label)
         loss = binary_cross_entropy_with_logits(real_logits, real_labels) + softplus(fake_logits).mean()
         return {
@@ -68,7 +68,7 @@ class DCGAN(GAN):
         }
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        return {"loss_generator": softplus(-self.judge(fake)).mean()}
+        return {"loss_generator": softplus(-self.judge(fake, batch[1])).mean()}
 
     # -- Lightning ---------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # an adversarial train
 
     def generate(self, batch: Batch) -> Tensor:
         """Mean, deviation and a draw of q(z|x), ``(3, B, latent)``."""
-        q = self.q(batch[0])
+        q = self.q(*batch)
         return torch.stack([q.loc, q.scale, q.rsample()])
 
     def log_ratio(self, z: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # an adversarial train
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         mu, sigma, z = fake
-        reconstruction = -self.p(z).log_prob(batch[0])
+        reconstruction = -self.p(z, batch[1]).log_prob(batch[0])
         kl = self.kl(Normal(mu, sigma, validate_args=False))
         tc = self.log_ratio(z).mean()
         bound = (reconstruction + self.kl_weight * self.penalised(kl)).mean()
@@ -109,7 +109,7 @@ class FactorVAE(Adversarial, VAE):  # type: ignore[misc]  # an adversarial train
     def evaluate(self, x: Tensor, c: Tensor, stage: str) -> dict[str, Tensor]:
         """What is measured of a VAE, and the discriminator's estimate and accuracy, from another draw of z."""
         values = super().evaluate(x, c, stage)
-        of_joint, of_product = self.judge(self.q(x).sample())
+        of_joint, of_product = self.judge(self.q(x, c).sample())
         return values | {"tc": of_joint, "discriminator_accuracy": accuracy(of_joint, of_product)}
 
     def describe_evaluation(self) -> str:

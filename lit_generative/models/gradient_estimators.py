@@ -182,18 +182,18 @@ class EstimatedVAE(VAE):
         super().__init__(**vae)
         self.gradient, self.draws = gradient, draws
 
-    def estimate(self, x: Tensor, q: Normal) -> Gradient:
+    def estimate(self, x: Tensor, q: Normal, c: Tensor | None = None) -> Gradient:
         """The gradient of E_q[-log p(x|z)] by the posterior's means and scales, each ``(B, latent)``."""
         estimator = ESTIMATORS[self.gradient]
         if estimator is score_function and self.draws > 1:
             estimator = partial(score_function, control_variate=True)
-        return estimator(lambda z: -self.log_likelihood(x, z), q.loc.detach(), q.scale.detach(), self.draws)
+        return estimator(lambda z: -self.log_likelihood(x, z, c), q.loc.detach(), q.scale.detach(), self.draws)
 
-    def reconstruction(self, x: Tensor, q: Normal) -> Tensor:
+    def reconstruction(self, x: Tensor, q: Normal, c: Tensor | None = None) -> Tensor:
         if self.gradient == "pathwise" and self.draws == 1:
-            return super().reconstruction(x, q)
-        value = -self.log_likelihood(x, q.sample((self.draws,))).mean(0)  # from which the decoder learns
-        eta = self.estimate(x, q)
+            return super().reconstruction(x, q, c)
+        value = -self.log_likelihood(x, q.sample((self.draws,)), c).mean(0)  # from which the decoder learns
+        eta = self.estimate(x, q, c)
         direction = (eta.mean * q.loc + eta.scale * q.scale).sum(-1)  # its gradient by the encoder is the estimate's
         return value + direction - direction.detach()
 
@@ -202,7 +202,7 @@ class EstimatedVAE(VAE):
         if stage == "val":
             with torch.inference_mode(False), torch.no_grad():
                 x = x.clone()  # one that autograd may see
-                q = self.q(x)
-                one, other = (torch.cat(self.estimate(x, q), -1) for _ in range(2))
+                q = self.q(x, c)
+                one, other = (torch.cat(self.estimate(x, q, c), -1) for _ in range(2))
             values["gradient_variance"] = (one - other).square().sum(-1) / 2
         return values

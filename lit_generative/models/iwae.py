@@ -43,10 +43,10 @@ class IWAE(VAE):
         super().__init__(latent=latent, hidden=hidden, activation=activation, likelihood=likelihood, **vae)
         self.k = k
 
-    def objective(self, x: Tensor) -> dict[str, Tensor]:
+    def objective(self, x: Tensor, c: Tensor | None = None) -> dict[str, Tensor]:
         """The bound L_k itself, so that the loss logged is its negative, and the ELBO, its mean log-weight.
 
         Autograd through the log-mean-exp gives the gradient of Eq. 14: draws weighted by their normalised w_i.
         """
-        log_w = self.log_weights(x, self.q(x), self.k)
+        log_w = self.log_weights(x, self.q(x, c), self.k, c)
         return {"loss": -log_mean_exp(log_w, 0), "elbo": log_w.mean(0)}

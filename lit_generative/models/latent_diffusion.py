@@ -18,12 +18,13 @@ from torch.distributions import Normal
 
 from lit_generative.diffusion.elbo import Bound, variational_bound
 from lit_generative.errors import UserError, UserTypeError
+from lit_generative.families.class_conditional import ClassConditional
 from lit_generative.families.two_stage import load_frozen_autoencoder
 from lit_generative.models.ddpm import GaussianDiffusion
 from lit_generative.nn.time_mlp import TimeMLP
 
 
-class LatentDiffusion(GaussianDiffusion):
+class LatentDiffusion(ClassConditional, GaussianDiffusion):
     """Diffusion of the latents of a trained VAE.
 
     Args:
@@ -35,7 +36,7 @@ class LatentDiffusion(GaussianDiffusion):
         elbo_terms: Terms of the bound that `log_prob` draws for every image out of T - 1; 0: it takes them all.
         lr: Learning rate of Adam.
         lr_decay_start: Fraction of the run after which it falls linearly to 0; 1 keeps it constant.
-        diffusion: Arguments of `GaussianDiffusion`.
+        diffusion: Arguments of `ClassConditional` and `GaussianDiffusion`.
 
     Raises:
         TypeError: The autoencoder has no posterior and likelihood.
@@ -73,7 +74,7 @@ class LatentDiffusion(GaussianDiffusion):
             )
         self.autoencoder: Any = vae
         self.image_shape, self.num_levels, self.data_shape = image_shape, vae.num_levels, (vae.latent,)
-        self.denoiser = TimeMLP(vae.latent, width, depth)
+        self.denoiser = TimeMLP(vae.latent, width, depth, self.classes + 1 if self.classes else 0)
         self.likelihood_kind = self.log_prob_kind = f"{self.log_prob_kind}, one draw of z"
 
     # -- latents -----------------------------------------------------------------------------------
@@ -87,18 +88,19 @@ class LatentDiffusion(GaussianDiffusion):
         return self.autoencoder.decode(x_0)
 
     def predict(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-        return self.denoiser(x_t, t - 1).to(x_t)
+        return self.denoiser(x_t, t - 1, self.labels_or_none(t, c)).to(x_t)
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        """The denoiser: z_t and t - 1 ``(B,)`` int64 to its ``parameterization``; and the autoencoder's programs."""
-        own = {"denoiser": (self.denoiser, (torch.zeros(2, *self.data_shape), torch.zeros(2, dtype=torch.long)))}
+        """The denoiser: z_t, t - 1 ``(B,)`` int64 and labels if any, to its ``parameterization``; the autoencoder's."""
+        t = torch.zeros(2, dtype=torch.long)
+        own = {"denoiser": (self.denoiser, (torch.zeros(2, *self.data_shape), t, *([t] * (self.classes > 0))))}
         return own | self.autoencoder.programs()
 
     # -- log p(x) >= E_q[log p(x|z) - log q(z|x) + log p(z)] ---------------------------------------
 
     def bound(self, x: Tensor, c: Tensor | None = None, terms: int | None = None) -> Bound:
         self.require_images(x)
-        q = self.autoencoder.q(x)
+        q, c = self.autoencoder.q(x), c if self.classes else None
         z = q.sample()
         sigma = torch.as_tensor(self.schedule(1)[1]).to(z)
 
@@ -106,7 +108,7 @@ class LatentDiffusion(GaussianDiffusion):
             return Normal(estimate, sigma, validate_args=False).log_prob(z).sum(1)
 
         drawn = self.elbo_terms if terms is None else terms
-        latent = variational_bound(self.denoise, self.schedule, z, log_density, self.variance, drawn)
+        latent = variational_bound(self.denoise, self.schedule, z, log_density, self.variance, drawn, c=c)
         log_p_x = self.autoencoder.p(z[None]).log_prob(x)[0]
         return latent._replace(decoder=latent.decoder + q.log_prob(z).sum(1) - log_p_x)
 

@@ -9,10 +9,12 @@ With logits D and pairs of a real image x and a fake G(z) (relativistic pairing:
 The loss of pairs has no local minima in which modes are dropped (Sun et al., 2020, as the paper quotes them).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 from torch.optim import Optimizer
 
@@ -24,7 +26,7 @@ from lit_generative.nn.r3gan import R3Discriminator, R3Generator
 from lit_generative.utils.precision import at_least_float32
 
 
-def logits_and_penalty(critic: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def logits_and_penalty(critic: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """D(x) ``(B,)`` and E|grad D(x)|^2 at images ``(B, C, H, W)``, float32 or float64, from one evaluation."""
 
     def total(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,20 +74,21 @@ class R3GAN(GAN):
                 f"got {penalty}, {blocks}, {expansion}, {group}, {patch}"
             )
         self.penalty = penalty
-        self.generator = R3Generator(self.image_shape, self.latent, self.width, blocks, expansion, group, patch)
-        self.discriminator = R3Discriminator(self.image_shape, self.width, blocks, expansion, group, patch)
+        sizes = blocks, expansion, group, patch
+        self.generator = R3Generator(self.image_shape, self.inputs, self.width, *sizes)
+        self.discriminator = R3Discriminator(self.image_shape, self.width, *sizes, self.classes)
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         real, fake = self.augmented(to_symmetric(batch[0])), self.augmented(fake)
-        real_logits, r1 = logits_and_penalty(self.discriminator, real)
-        fake_logits, r2 = logits_and_penalty(self.discriminator, fake)
+        critic = partial(self.critic, c=batch[1])
+        (real_logits, r1), (fake_logits, r2) = (logits_and_penalty(critic, images) for images in (real, fake))
         loss = softplus(fake_logits - real_logits).mean() + self.penalty / 2 * (r1 + r2)
         right = (real_logits > fake_logits).float().mean()
         return {"loss_discriminator": loss, "r1": r1, "r2": r2, "pairs_told_apart": right}
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        real_logits = self.judge(to_symmetric(batch[0]))
-        return {"loss_generator": softplus(real_logits - self.judge(fake)).mean()}
+        x, c = batch
+        return {"loss_generator": softplus(self.judge(to_symmetric(x), c) - self.judge(fake, c)).mean()}
 
     def default_optimizers(self) -> list[Optimizer]:
         networks = (self.generator, self.discriminator)

@@ -69,6 +69,7 @@ class RealNVP(FlowModel):
         lr_decay_start: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
         weight_decay: L2 penalty on the scales of weight normalisation (Section 4.1).
         test_k: Draws of the dequantisation for the bound that ``test`` reports.
+        labels: Arguments of `ClassConditional`.
     """
 
     compiled_functions = ("log_weights",)
@@ -90,8 +91,9 @@ class RealNVP(FlowModel):
         lr_decay_start: float = 1.0,
         weight_decay: float = 5e-5,
         test_k: int = 8,
+        **labels: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**labels)
         if min(scales, couplings, width, depth, test_k) < 1:
             raise UserError(
                 "scales, couplings, width, depth and test_k must be >= 1; "
@@ -115,6 +117,7 @@ class RealNVP(FlowModel):
         else:
             layers = multiscale(image_shape, scales, width, depth, norm, alternate)
         self.flow = Chain(Logit(alpha), *layers)
+        self.add_prior()
         self.dequantization = UniformDequantization()
         if dequantization == "variational":
             masks = [checkerboard(h, w, keep_odd=i % 2 == 1) for i in range(4)]

@@ -56,6 +56,7 @@ class ResidualFlow(FlowModel):
         lr: Learning rate of Adam.
         lr_decay_start: Fraction of the run after which the learning rate falls linearly to 0; 1 keeps it constant.
         test_k: Draws of the dequantisation, v and N over which the bound of ``test`` is the mean.
+        labels: Arguments of `ClassConditional`.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class ResidualFlow(FlowModel):
         lr: float = 1e-3,
         lr_decay_start: float = 1.0,
         test_k: int = 1,
+        **labels: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**labels)
         if min(scales, blocks, width, test_k) < 1:
             raise UserError(f"scales, blocks, width and test_k must be >= 1; got {scales}, {blocks}, {width}, {test_k}")
         if not (0 < coefficient < 1 and 0 < alpha < 0.5 and 0 <= lr_decay_start <= 1):
@@ -101,6 +103,7 @@ class ResidualFlow(FlowModel):
                 layers += [ActNorm(shape[0]), Residual(g, trace, train_terms, eval_terms)]
         self.flow = Chain(*layers, ActNorm(shape[0]), Flatten(shape))
         self.dequantization = UniformDequantization()
+        self.add_prior()
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         """Images in [0, 1] to z ``(B, D)``; log-determinant and inverse are loops, of which there is no program."""

@@ -9,7 +9,6 @@ The importance-weighted bound on log p(x), for evaluation, is Eq. 8 of Burda et 
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,25 +17,19 @@ from torch.distributions import Normal
 from torch.optim import Optimizer
 
 from lit_generative.errors import UserError
-from lit_generative.generative_model import GenerativeModel
+from lit_generative.families.class_conditional import ClassConditional
 from lit_generative.likelihoods import LIKELIHOODS, Likelihood, log_mean_exp
 from lit_generative.metrics.aggregation import Moments, Stats
-from lit_generative.nn.conv import CONV3, CONV4, ConvDecoder, ConvEncoder
-from lit_generative.nn.mlp import MLPDecoder, MLPEncoder
+from lit_generative.nn.autoencoders import NETWORKS, Network
 from lit_generative.utils.interpolation import spherical_interpolation
 from lit_generative.utils.precision import at_least_float32, for_weights
 
-Network = Literal["mlp", "conv", "conv3", "conv4"]
-NETWORKS: dict[Network, Any] = {
-    "mlp": (MLPEncoder, MLPDecoder),
-    "conv": (ConvEncoder, ConvDecoder),
-    "conv3": (partial(ConvEncoder, layout=CONV3), partial(ConvDecoder, layout=CONV3)),
-    "conv4": (partial(ConvEncoder, layout=CONV4), partial(ConvDecoder, layout=CONV4)),
-}
 
-
-class VAE(GenerativeModel):
+class VAE(ClassConditional):
     """Variational auto-encoder with a diagonal Gaussian posterior and a factorised likelihood of discrete pixels.
+
+    With classes, the networks of q(z|x, c) and p(x|z, c) see the label and the prior does not (Sohn et al., 2015): the
+    encoder as a further channel, an image that is learned for every class, the decoder as a one-hot vector after z.
 
     Args:
         image_shape: (C, H, W) of the images.
@@ -52,6 +45,7 @@ class VAE(GenerativeModel):
         free_bits: Nats per latent dimension below which its mean KL is not penalised (Kingma et al., 2016, Eq. 15): the
             mean over a batch on all devices; of batches that are accumulated, each has its own.
         test_k: Numbers of importance samples at which ``test`` reports the bound.
+        labels: Arguments of `ClassConditional`.
     """
 
     needs_float32 = "images and their likelihoods would be rounded"
@@ -72,8 +66,9 @@ class VAE(GenerativeModel):
         kl_warmup: int = 0,
         free_bits: float = 0.0,
         test_k: Sequence[int] = (5, 50, 150),
+        **labels: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**labels)
         if not hidden or not test_k or min(latent, *hidden, *test_k) < 1:
             raise UserError(f"latent, hidden and test_k must be >= 1, got {latent}, {hidden}, {test_k}")
         if min(kl_warmup, free_bits, lr_decay_start) < 0 or lr_decay_start > 1:
@@ -88,25 +83,32 @@ class VAE(GenerativeModel):
         self.num_levels = self.likelihood.num_levels
         c, h, w = image_shape
         encoder, decoder = NETWORKS[network]
-        self.encoder = encoder(image_shape, hidden, 2 * latent, getattr(nn, activation))
-        self.decoder = decoder(latent, hidden, (self.likelihood.parameters * c, h, w), getattr(nn, activation))
+        seen = (c + 1, h, w) if self.classes else image_shape
+        self.encoder = encoder(seen, hidden, 2 * latent, getattr(nn, activation))
+        self.class_image = nn.Linear(self.classes, h * w) if self.classes else None
+        self.decoder = decoder(
+            latent + self.classes, hidden, (self.likelihood.parameters * c, h, w), getattr(nn, activation)
+        )
         self.codes = Moments(latent)  # posterior means of the images of a test
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        """The decoder: z ``(B, latent)`` to the parameters of the likelihood."""
-        return {"decoder": (self.decoder, (torch.zeros(2, self.latent),))}
+        """The decoder: z ``(B, latent)``, and labels as one-hot vectors, to the parameters of the likelihood."""
+        return {"decoder": (self.decoder, (torch.zeros(2, self.latent + self.classes),))}
 
     # -- distributions -----------------------------------------------------------------------------
 
-    def q(self, x: Tensor) -> Normal:
-        """The posterior q(z|x), batch shape ``(B, latent)`` (Eq. 9)."""
+    def q(self, x: Tensor, c: Tensor | None = None) -> Normal:
+        """The posterior q(z|x), or with labels q(z|x, c), batch shape ``(B, latent)`` (Eq. 9)."""
         self.require_images(x)
+        if self.class_image is not None:
+            x = torch.cat([x, self.class_image(self.one_hot(c, x)).view(-1, 1, *x.shape[2:]).to(x)], 1)
         mu, log_var = at_least_float32(self.encoder(x)).chunk(2, dim=-1)
         # the cap keeps the KL of a first wild step finite; a trained posterior has log_var < 0
         return Normal(mu, torch.exp(0.5 * log_var.clamp(max=20)), validate_args=False)
 
-    def p(self, z: Tensor) -> Likelihood:
-        """The likelihood p(x|z) of images ``(..., C, H, W)`` for latents ``(..., latent)``."""
+    def p(self, z: Tensor, c: Tensor | None = None) -> Likelihood:
+        """The likelihood p(x|z) of images ``(..., C, H, W)`` for latents ``(..., latent)``, with labels p(x|z, c)."""
+        z = self.with_labels(z, c)
         return self.likelihood(self.decoder(for_weights(z, self.decoder).flatten(0, -2)).unflatten(0, z.shape[:-1]))
 
     # -- objective ---------------------------------------------------------------------------------
@@ -115,24 +117,24 @@ class VAE(GenerativeModel):
         """KL(q(z|x) || p(z)) per dimension, nats ``(B, latent)`` (Appendix B)."""
         return 0.5 * (q.loc.square() + q.scale.square() - 1) - q.scale.log()
 
-    def objective(self, x: Tensor) -> dict[str, Tensor]:
+    def objective(self, x: Tensor, c: Tensor | None = None) -> dict[str, Tensor]:
         """What one training step minimises (``loss``) and its parts, nats per image ``(B,)``.
 
         ``elbo`` = -(``reconstruction`` + ``kl``) is the bound itself, without warm-up or free bits.
         """
-        q = self.q(x)
-        reconstruction, kl = self.reconstruction(x, q), self.kl(q)
+        q = self.q(x, c)
+        reconstruction, kl = self.reconstruction(x, q, c), self.kl(q)
         loss = reconstruction + self.kl_weight * self.penalised(kl)
         kl = kl.sum(-1)
         return {"loss": loss, "elbo": -(reconstruction + kl), "reconstruction": reconstruction, "kl": kl}
 
-    def bound(self, x: Tensor) -> dict[str, Tensor]:
+    def bound(self, x: Tensor, c: Tensor | None = None) -> dict[str, Tensor]:
         """``elbo`` and its parts as in `objective`, also of a model that minimises something else."""
-        return VAE.objective(self, x)
+        return VAE.objective(self, x, c)
 
-    def reconstruction(self, x: Tensor, q: Normal) -> Tensor:
+    def reconstruction(self, x: Tensor, q: Normal, c: Tensor | None = None) -> Tensor:
         """-log p(x|z) at one draw of z ~ q(z|x), nats ``(B,)``."""
-        return -self.p(q.rsample()).log_prob(x)
+        return -self.p(q.rsample(), c).log_prob(x)
 
     @property
     def kl_weight(self) -> float:
@@ -148,26 +150,26 @@ class VAE(GenerativeModel):
 
     # -- likelihood --------------------------------------------------------------------------------
 
-    def log_weights(self, x: Tensor, q: Normal, k: int) -> Tensor:
+    def log_weights(self, x: Tensor, q: Normal, k: int, c: Tensor | None = None) -> Tensor:
         """log p(x, z) - log q(z|x) for ``k`` draws z ~ q(z|x), nats ``(k, B)``."""
         z = q.rsample((k,))
-        return self.log_likelihood(x, z) + self.log_prior(z) - q.log_prob(z).sum(-1)
+        return self.log_likelihood(x, z, c) + self.log_prior(z) - q.log_prob(z).sum(-1)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z) of latents ``(..., latent)``, nats ``(...)``."""
         return Normal(z.new_zeros(()), z.new_ones(()), validate_args=False).log_prob(z).sum(-1)
 
-    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+    def log_likelihood(self, x: Tensor, z: Tensor, c: Tensor | None = None) -> Tensor:
         """log p(x|z) of images ``(B, C, H, W)`` for latents ``(k, B, latent)``, nats ``(k, B)``."""
-        return self.p(z).log_prob(x)
+        return self.p(z, c).log_prob(x)
 
-    def chunked_log_weights(self, x: Tensor, k: int) -> Tensor:
+    def chunked_log_weights(self, x: Tensor, k: int, c: Tensor | None = None) -> Tensor:
         """As :meth:`log_weights`, exactly ``k`` draws, at most ``pixels_at_once`` pixels at a time."""
-        q = self.q(x)
+        q = self.q(x, c)
         chunk = max(1, self.pixels_at_once // x.numel())
         log_w = q.loc.new_empty(k, len(x))  # not a list, whose small tensors would leave holes in the memory
         for i in range(0, k, chunk):
-            log_w[i : i + chunk] = self.log_weights(x, q, min(chunk, k - i))
+            log_w[i : i + chunk] = self.log_weights(x, q, min(chunk, k - i), c)
         return log_w
 
     def log_prob(self, x: Tensor, c: Tensor | None = None, k: int = 50) -> Tensor:
@@ -176,7 +178,8 @@ class VAE(GenerativeModel):
         A bound in expectation, tighter as ``k`` grows; with ``k=1`` a one-draw estimate of the ELBO. Memory does not
         grow with ``k`` under ``torch.no_grad()``; with gradients the graph of every draw is kept.
         """
-        return log_mean_exp(self.chunked_log_weights(x, k), 0)
+        self.require_labels(len(x), c)
+        return log_mean_exp(self.chunked_log_weights(x, k, c), 0)
 
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
         """The two costs whose sum is the negative ELBO, nats ``(B,)``."""
@@ -185,27 +188,29 @@ class VAE(GenerativeModel):
 
     # -- latent space and sampling -----------------------------------------------------------------
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """The posterior's mean, ``(B, latent)``."""
-        return self.q(x).mean
+        return self.q(x, c).mean
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """The image at the centre of p(x|z) (its likelihood's ``mean``), ``(B, C, H, W)`` in [0, 1]."""
-        return self.p(z).mean
+        return self.p(z, c).mean
 
     def reconstruct(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Decode the posterior's mean, ``(B, C, H, W)`` in [0, 1] to the same."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x, c), c)
 
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
-        """Decode z ~ p(z), without pixel noise, as is usual; ``(n, C, H, W)`` in [0, 1]."""
-        return self.decode(self.sample_prior(n))
+        """Decode z ~ p(z), without pixel noise, as is usual; ``(n, C, H, W)`` in [0, 1]; ``c``: labels ``(n,)``."""
+        self.require_labels(n, c)
+        return self.decode(self.sample_prior(n), c)
 
     @torch.no_grad()
     def interpolate(self, n: int, steps: int, c: Tensor | None = None) -> Tensor:
-        """Images along ``n`` arcs between two draws of z, ``(n * steps, C, H, W)`` in [0, 1]."""
-        return self.decode(spherical_interpolation(self.sample_prior(2 * n).unflatten(0, (2, n)), steps))
+        """Images along ``n`` arcs between two draws of z, each with its label if any, ``(n * steps, C, H, W)``."""
+        c = None if c is None else c.repeat_interleave(steps)
+        return self.decode(spherical_interpolation(self.sample_prior(2 * n).unflatten(0, (2, n)), steps), c)
 
     def sample_prior(self, n: int) -> Tensor:
         """Draws z ~ p(z), ``(n, latent)``."""
@@ -218,18 +223,19 @@ class VAE(GenerativeModel):
         self.waits = self.global_step < self.kl_warmup
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        terms = {name: value.mean() for name, value in self.objective(batch[0]).items()}
+        x, c = batch[0], self.hide_labels(batch[1])
+        terms = {name: value.mean() for name, value in self.objective(x, c).items()}
         self.log_terms(terms, len(batch[0]))
         return terms["loss"]
 
     def evaluate(self, x: Tensor, c: Tensor, stage: str) -> dict[str, Tensor]:
         """The ELBO and its parts, from one draw of z; in test also the importance-weighted bounds."""
-        terms = self.bound(x)  # also where a subclass trains on another objective
+        terms = self.bound(x, c)  # also where a subclass trains on another objective
         values = {name: terms[name] for name in ("elbo", "reconstruction", "kl")}
         if stage == "val":
             return {"loss": -terms["elbo"], "nll": -terms["elbo"], **values}
-        log_w = self.chunked_log_weights(x, self.test_k[-1])
-        self.codes.update(self.encode(x))
+        log_w = self.chunked_log_weights(x, self.test_k[-1], c)
+        self.codes.update(self.encode(x, c))
         bounds = {f"iwae_{k}": log_mean_exp(log_w[:k], 0) for k in self.test_k}
         return values | bounds | {"nll": -bounds[f"iwae_{self.test_k[-1]}"]}
 

@@ -9,10 +9,11 @@ WGAN keeps f Lipschitz (up to a factor) by clipping its weights, WGAN-GP by the 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_generative.errors import UserError
@@ -23,9 +24,10 @@ from lit_generative.nn.dcgan import DCGANDiscriminator, DCGANGenerator
 from lit_generative.utils.precision import at_least_float32
 
 
-def distance(critic: Callable[[Tensor], Tensor], batch: Batch, fake: Tensor) -> Tensor:
+def distance(critic: Callable[[Tensor, Tensor], Tensor], batch: Batch, fake: Tensor) -> Tensor:
     """E_x[f(x)] - E_z[f(G(z))], the critic's estimate of W_1 (up to its Lipschitz constant)."""
-    return at_least_float32(critic(to_symmetric(batch[0]))).mean() - at_least_float32(critic(fake)).mean()
+    x, c = batch
+    return critic(to_symmetric(x), c).mean() - critic(fake, c).mean()
 
 
 class WGAN(GAN):
@@ -43,15 +45,15 @@ class WGAN(GAN):
         if clip_weights <= 0:
             raise UserError(f"clip_weights must be > 0, got {clip_weights}")
         self.clip_weights = clip_weights
-        self.generator = DCGANGenerator(self.image_shape, self.latent, self.width)
-        self.discriminator = DCGANDiscriminator(self.image_shape, self.width)
+        self.generator = DCGANGenerator(self.image_shape, self.inputs, self.width)
+        self.discriminator = DCGANDiscriminator(self.image_shape, self.width, self.classes)
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         wasserstein = distance(self.judge, batch, fake)
         return {"loss_critic": -wasserstein, "wasserstein": wasserstein}
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        return {"loss_generator": -self.judge(fake).mean()}
+        return {"loss_generator": -self.judge(fake, batch[1]).mean()}
 
     @torch.no_grad()
     def after_discriminator_step(self) -> None:
@@ -62,7 +64,7 @@ class WGAN(GAN):
         return [torch.optim.RMSprop(n.parameters(), self.lr) for n in (self.generator, self.discriminator)]
 
 
-def gradient_penalty(critic: nn.Module, x: Tensor, fake: Tensor) -> Tensor:
+def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor, fake: Tensor) -> Tensor:
     """E[(|grad f(x_hat)|_2 - 1)^2] between ``x`` and ``fake`` ``(B, C, H, W)``, float32 or float64 (WGAN-GP, Eq. 3)."""
     with torch.autocast(x.device.type, enabled=False):
         x, fake = at_least_float32(x), at_least_float32(fake)
@@ -90,17 +92,19 @@ class WGANGP(GAN):
         if penalty < 0:
             raise UserError(f"penalty must be >= 0, got {penalty}")
         self.penalty = penalty
-        self.generator = DCGANGenerator(self.image_shape, self.latent, self.width)
-        self.discriminator = DCGANDiscriminator(self.image_shape, self.width, norm="none")
+        self.generator = DCGANGenerator(self.image_shape, self.inputs, self.width)
+        self.discriminator = DCGANDiscriminator(self.image_shape, self.width, self.classes, norm="none")
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         wasserstein = distance(self.judge, batch, fake)
-        penalty = gradient_penalty(self.discriminator, *map(self.augmented, (to_symmetric(batch[0]), fake)))
+        x, c = batch
+        critic = partial(self.critic, c=c)
+        penalty = gradient_penalty(critic, *map(self.augmented, (to_symmetric(x), fake)))
         loss = self.penalty * penalty - wasserstein
         return {"loss_critic": loss, "wasserstein": wasserstein, "gradient_penalty": penalty}
 
     def generator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        return {"loss_generator": -self.judge(fake).mean()}
+        return {"loss_generator": -self.judge(fake, batch[1]).mean()}
 
     def default_optimizers(self) -> list[Optimizer]:
         networks = (self.generator, self.discriminator)

@@ -53,12 +53,18 @@ class DCGANGenerator(ImageNetwork):
         return self.net(z)
 
 
+def logits(classes: int) -> nn.Module:
+    """The last layer of a discriminator: logits ``(B,)``, or ``(B, 1 + classes)`` where there are classes."""
+    return nn.Flatten(1 if classes else 0)
+
+
 class DCGANDiscriminator(ImageNetwork):
-    """Images ``(B, C, H, W)`` in [-1, 1] to logits ``(B,)``, by 4x4 convolutions of stride 2."""
+    """Images ``(B, C, H, W)`` in [-1, 1] to logits, by 4x4 convolutions of stride 2; see `logits`."""
 
     def __init__(
-        self, image_shape: tuple[int, int, int], width: int, norm: Norm = "batch", spectral: bool = False
-    ) -> None:
+        self, image_shape: tuple[int, int, int], width: int, classes: int = 0, norm: Norm = "batch",
+        spectral: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         bottom, doublings = stages_of(image_shape)
         channels = [image_shape[0], *(width * 2**i for i in range(doublings))]
@@ -67,7 +73,7 @@ class DCGANDiscriminator(ImageNetwork):
             first = stage == 0
             layers += [nn.Conv2d(i, o, 4, 2, 1, bias=first or norm == "none")]
             layers += [nn.LeakyReLU(0.2)] if first else [NORMS[norm](o), nn.LeakyReLU(0.2)]
-        self.net = nn.Sequential(*layers, nn.Conv2d(channels[-1], 1, bottom, bias=False), nn.Flatten(0))
+        self.net = nn.Sequential(*layers, nn.Conv2d(channels[-1], 1 + classes, bottom, bias=False), logits(classes))
         self.apply(init_dcgan)
         self.arrange()
         if spectral:
@@ -110,9 +116,9 @@ class PixelShuffleGenerator(nn.Module):
 
 
 class DenseDiscriminator(nn.Module):
-    """Images ``(B, C, H, W)`` in [-1, 1] to logits ``(B,)``: two strided 4x4 convolutions, a hidden layer of 512."""
+    """Images ``(B, C, H, W)`` in [-1, 1] to `logits`: two strided 4x4 convolutions, a hidden layer of 512."""
 
-    def __init__(self, image_shape: tuple[int, int, int], width: int, spectral: bool = False) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], width: int, classes: int = 0, spectral: bool = False) -> None:
         super().__init__()
         c, h, w = image_shape
         self.net = nn.Sequential(
@@ -123,8 +129,8 @@ class DenseDiscriminator(nn.Module):
             nn.Flatten(),
             nn.Linear(2 * width * (h // 4) * (w // 4), 512),
             nn.LeakyReLU(0.2),
-            nn.Linear(512, 1),
-            nn.Flatten(0),
+            nn.Linear(512, 1 + classes),
+            logits(classes),
         )
         self.apply(init_dcgan)
         if spectral:

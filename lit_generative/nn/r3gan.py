@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_generative.errors import UserError
-from lit_generative.nn.dcgan import stages_of
+from lit_generative.nn.dcgan import logits, stages_of
 from lit_generative.nn.layout import ImageNetwork
 
 Shape = tuple[int, int, int]
@@ -78,9 +78,11 @@ class R3Generator(ImageNetwork):
 
 
 class R3Discriminator(ImageNetwork):
-    """Images ``(B, C, H, W)`` to logits ``(B,)``; the mirror image of `R3Generator`."""
+    """Images ``(B, C, H, W)`` to `logits`; the mirror image of `R3Generator`."""
 
-    def __init__(self, image_shape: Shape, width: int, blocks: int, expansion: int, group: int, patch: int) -> None:
+    def __init__(
+        self, image_shape: Shape, width: int, blocks: int, expansion: int, group: int, patch: int, classes: int = 0
+    ) -> None:
         super().__init__()
         folded = fold(image_shape, patch)
         bottom, doublings = stages_of(folded)
@@ -90,8 +92,8 @@ class R3Discriminator(ImageNetwork):
             layers += [Resample(channels[i - 1], now, 0.5)] * (i > 0)
             layers += [Bottleneck(now, expansion, group) for _ in range(blocks)]
         last = channels[-1]
-        layers += [nn.Conv2d(last, last, bottom, groups=last, bias=False), nn.Flatten(), nn.Linear(last, 1, bias=False)]
-        self.net = nn.Sequential(*layers, nn.Flatten(0))
+        layers += [nn.Conv2d(last, last, bottom, groups=last, bias=False), nn.Flatten()]
+        self.net = nn.Sequential(*layers, nn.Linear(last, 1 + classes, bias=False), logits(classes))
         self.arrange()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from lit_generative.nn.unet import TimeEmbedding
 
 
 class TimeMLP(nn.Module):
-    """Vectors ``(B, features)`` and time steps ``(B,)`` from 0 to ``(B, features)``, initially 0.
+    """Vectors ``(B, features)`` and time steps ``(B,)`` from 0, and labels if any, to ``(B, features)``, initially 0.
 
     Has ``depth`` residual blocks: layer norm, plus the embedded time, then two linear layers of ``width`` units.
     """
 
-    def __init__(self, features: int, width: int, depth: int) -> None:
+    def __init__(self, features: int, width: int, depth: int, labels: int = 0) -> None:
         super().__init__()
         self.time_embedding = TimeEmbedding(width, width)
         self.first, self.last = nn.Linear(features, width), nn.Linear(width, features)
@@ -22,10 +22,14 @@ class TimeMLP(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth)
         )
+        self.label_embedding = nn.Embedding(labels, width) if labels else None
         zero_init(self.last)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        h, embedding = self.first(x), F.silu(self.time_embedding(t))
+    def forward(self, x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        h, embedding = self.first(x), self.time_embedding(t)
+        if self.label_embedding is not None:
+            embedding = embedding + self.label_embedding(c)
+        embedding = F.silu(embedding)
         for norm, time, block in zip(self.norms, self.times, self.blocks, strict=False):
             h = h + block(norm(h) + time(embedding))
         return self.last(F.silu(self.norms[-1](h)))

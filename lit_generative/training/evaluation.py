@@ -17,6 +17,7 @@ class Evaluates(LightningModule):
 
     image_shape: tuple[int, int, int]
     num_levels: int
+    given: str = ""  # what the same is conditioned on, in words
     likelihood_kind: str = ""  # what ``nll`` and ``bpd`` of `test` are: exact, or a bound and which; empty: none
     _tested = 0  # images that the last test saw
 
@@ -52,7 +53,7 @@ class Evaluates(LightningModule):
         if self.likelihood_kind:
             text += (
                 f"; nats per image over {self.dims} pixels of {self.num_levels} levels; "
-                f"nll{', bpd' if in_bits(self.num_levels) else ''}: {self.likelihood_kind}"
+                f"nll{', bpd' if in_bits(self.num_levels) else ''}: {self.likelihood_kind}{self.given}"
             )
         return "; ".join(filter(None, (text, self.describe_evaluation())))
 
