@@ -13,7 +13,7 @@ from train import leave_together
 class Known(RealNVP):
     """Without noise, so that processes do not differ in it."""
 
-    def log_weights(self, x):
+    def log_weights(self, x, c=None):
         return self.log_density((x * 255 + 0.5) / 256)
 
     def configure_optimizers(self):

@@ -42,9 +42,9 @@ def half(checkpoint, file):
 def spoilt(objective, n):
     """A VAE's objective that is NaN in the n-th step."""
 
-    def wrapper(self, x):
+    def wrapper(self, x, c=None):
         nan = float("nan") if self.training and self.trainer.global_step == n - 1 else 0.0
-        return {name: value + nan for name, value in objective(self, x).items()}
+        return {name: value + nan for name, value in objective(self, x, c).items()}
 
     return wrapper
 

@@ -97,7 +97,7 @@ LINES = {
     "no list": ("VAE", ["--model.hidden=64"], r'"hidden": Expected a list, as in \[64\]'),
     "no brackets": ("VAE", ["--model.hidden=64,32"], r'"hidden": Expected a list, as in \[64,32\]'),
     "no data set": ("VAE", ["--data=ImageData"], "choose from CIFAR10, Cityscapes, FashionMNIST, ImageFolder, KMNIST, "
-                                                 "MNIST, PairedFolder, Pictures, Sprites "),
+                                                 "MNIST, PairedFolder, Pictures, Sprites, UnpairedFolders "),
     "no data set, by its path": ("VAE", ["--data=datamodules.pairs.PairedImages"], "an instantiatable class.*abstract"),
     "what barebones is without": ("VAE", ["--trainer.barebones=true", "--trainer.enable_checkpointing=true"],
                                   "barebones=True, enable_checkpointing=True"),

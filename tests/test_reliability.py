@@ -47,8 +47,8 @@ class Spoilt(VAE):
 
     spoilt = ()
 
-    def objective(self, x):
-        terms = super().objective(x)
+    def objective(self, x, c=None):
+        terms = super().objective(x, c)
         if self.training and self.trainer.global_step in self.spoilt:
             terms["kl"] = terms["kl"] * float("nan")
             terms["loss"] = terms["loss"] + terms["kl"]
@@ -76,9 +76,9 @@ def test_the_last_checkpoint_is_named(data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("LIT_GENERATIVE_DATA", str(data_dir))
     objective = VAE.objective
 
-    def spoil(self, x):
+    def spoil(self, x, c=None):
         nan = float("nan") if self.training and self.trainer.global_step == 7 else 0.0
-        return {name: value + nan for name, value in objective(self, x).items()}
+        return {name: value + nan for name, value in objective(self, x, c).items()}
 
     monkeypatch.setattr(VAE, "objective", spoil)
     with pytest.raises(SystemExit, match=r"step 7: loss is nan.* The last checkpoint: runs/killed/.*/last\.ckpt\."):

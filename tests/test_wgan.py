@@ -125,13 +125,13 @@ def test_the_critic_recovers_the_distance_of_two_gaussians():
     for _ in range(600):
         x, fake = draw(256)
         # the best slope is 1 + W_1 / (2 lambda): a large weight keeps it near 1
-        loss = 100 * gradient_penalty(critic, x, fake) - distance(critic, ((x + 1) / 2, None), fake)
+        loss = 100 * gradient_penalty(critic, x, fake) - distance(lambda x, c: critic(x), ((x + 1) / 2, None), fake)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     x, fake = draw(20_000)
     critic.requires_grad_(False)
-    assert float(distance(critic, ((x + 1) / 2, None), fake)) == pytest.approx(2, rel=0.05)
+    assert float(distance(lambda x, c: critic(x), ((x + 1) / 2, None), fake)) == pytest.approx(2, rel=0.05)
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_the_distance_found_by_a_model_grows_from_nothing(tmp_path):
         def on_train_batch_end(self, trainer, model, *_):
             x, fake = torch.full((2, 1, 28, 28), 0.8), torch.full((2, 1, 28, 28), -0.6)
             with torch.no_grad():
-                found.append(float(distance(model.discriminator, (x, None), fake)))
+                found.append(float(distance(model.critic, (x, None), fake)))
 
     model = Still(width=4, latent=4, lr=2e-3)
     data = DataLoader(TensorDataset(torch.full((640, 1, 28, 28), 0.8), torch.zeros(640)), 4)

@@ -11,7 +11,7 @@ The loss of pairs has no local minima in which modes are dropped (Sun et al., 20
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from lit_generative.errors import UserError
 from lit_generative.families.adversarial import Batch
 from lit_generative.families.gan import GAN
 from lit_generative.images import to_symmetric
+from lit_generative.nn.dcgan import DCGANDiscriminator, DCGANGenerator
 from lit_generative.nn.r3gan import R3Discriminator, R3Generator
 from lit_generative.utils.precision import at_least_float32
 
@@ -44,6 +45,8 @@ class R3GAN(GAN):
 
     Args:
         penalty: gamma.
+        network: The paper's residual networks (``r3gan``), or those of `WGANGP` (``dcgan``), to compare losses; the
+            next four arguments are of the former.
         blocks: Residual blocks at every resolution.
         expansion: Channels within a block to those between them.
         group: Channels of a group of the blocks' 3x3 convolutions.
@@ -59,6 +62,7 @@ class R3GAN(GAN):
         self,
         *,
         penalty: float = 1.0,
+        network: Literal["r3gan", "dcgan"] = "r3gan",
         blocks: int = 1,
         expansion: int = 2,
         group: int = 16,
@@ -74,9 +78,13 @@ class R3GAN(GAN):
                 f"got {penalty}, {blocks}, {expansion}, {group}, {patch}"
             )
         self.penalty = penalty
-        sizes = blocks, expansion, group, patch
-        self.generator = R3Generator(self.image_shape, self.inputs, self.width, *sizes)
-        self.discriminator = R3Discriminator(self.image_shape, self.width, *sizes, self.classes)
+        if network == "dcgan":
+            self.generator = DCGANGenerator(self.image_shape, self.inputs, self.width)
+            self.discriminator = DCGANDiscriminator(self.image_shape, self.width, self.classes, norm="none")
+        else:
+            sizes = blocks, expansion, group, patch
+            self.generator = R3Generator(self.image_shape, self.inputs, self.width, *sizes)
+            self.discriminator = R3Discriminator(self.image_shape, self.width, *sizes, self.classes)
 
     def discriminator_loss(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         real, fake = self.augmented(to_symmetric(batch[0])), self.augmented(fake)
