@@ -26,6 +26,8 @@ compiles = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++"
 MODELS = {
     "VAE": lambda: VAE(hidden=(4,), latent=2, kl_warmup=2, free_bits=0.1, lr_decay_start=0.5),
     "RealNVP": lambda: RealNVP(stack="fully_connected", couplings=2, width=4, depth=1, norm="act"),
+    "labelled VAE": lambda: VAE(hidden=(4,), latent=2, classes=3, label_dropout=0.3),
+    "labelled WGANGP": lambda: WGANGP(width=4, latent=4, n_critic=2, classes=3, label_dropout=0.3),
     "LatentFlow": lambda: LatentFlow(hidden=(4,), latent=4, couplings=1, width=4, depth=1),
     "WGANGP": lambda: WGANGP(width=4, latent=4, n_critic=2, accumulate_grad_batches=2),
     "LatentDiffusion": lambda: LatentDiffusion(SMALL["LatentDiffusion"]["autoencoder"], width=8, depth=1, steps=20),
@@ -45,7 +47,7 @@ def fit(model, folder):
         precision="64-true",
         callbacks=[EMA([NETWORKS.get(type(model).__name__, "generator")], 0.5)],
     )
-    loader = DataLoader(TensorDataset(images, torch.zeros(19)), 8)
+    loader = DataLoader(TensorDataset(images, torch.arange(19) % 3), 8)
     run.fit(model, loader, loader)
     run.save_checkpoint(folder / "last.ckpt")
     return read_checkpoint(folder / "last.ckpt")
@@ -80,7 +82,7 @@ def test_a_compiled_test_has_the_numbers_of_an_uncompiled_one(tmp_path, name, pr
     compiled.load_state_dict(plain.state_dict())
     compiled.compile()
     images = torch.randint(0, 256, (19, 1, 28, 28), generator=torch.Generator().manual_seed(0)) / 255
-    loader, numbers = DataLoader(TensorDataset(images, torch.zeros(19)), 8), []
+    loader, numbers = DataLoader(TensorDataset(images, torch.arange(19) % 3), 8), []
     for i, model in enumerate((plain, compiled)):
         torch.manual_seed(0)
         run = trainer(tmp_path / f"test_{i}", precision=precision)

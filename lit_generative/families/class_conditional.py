@@ -53,7 +53,8 @@ class ClassConditional(GenerativeModel):
         """Vectors ``(..., B, D)``, each followed by its label's one-hot vector, ``(..., B, D + classes)``."""
         if not self.classes:
             return z
-        return torch.cat([z, self.one_hot(c, z.flatten(0, -3)[0] if z.ndim > 2 else z).expand(*z.shape[:-1], -1)], -1)
+        own = self.one_hot(c, z[(0,) * (z.ndim - 2)])
+        return torch.cat([z, own.expand(*z.shape[:-1], -1)], -1)
 
     def require_fitting(self, data: Any) -> None:
         super().require_fitting(data)
