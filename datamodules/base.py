@@ -144,6 +144,12 @@ class ImageData(PlainArguments, LightningDataModule, ABC):
         images, labels = self._sets[name]
         self._sets[name] = draw(images, fixed_generator(name)), labels
 
+    def held_out(self) -> Tensor:
+        """The images of the validation split, as a model sees them there, uint8 ``(N, C, H, W)``."""
+        self.setup("validate")
+        (images, _), rows = self._sets["val"], self._rows.get("val")
+        return images if rows is None else images[rows]
+
     def labels_of(self, split: Split) -> Tensor:
         """The labels of a whole split, int64 ``(N,)``, in the order of `stored`."""
         return self.stored(split)[1]

@@ -144,6 +144,10 @@ class ComparesImages(HasImages, Protocol):
     stored_depends_on: tuple[str, ...]  # names of the arguments that change which images are stored
     among_others: bool  # whether its folder may hold other sets, too
 
+    def held_out(self) -> Tensor:
+        """Training images that no model is trained on, as a model sees them, uint8 ``(N, C, H, W)``; none: empty."""
+        ...
+
     def describe_conversion(self, images: Tensor) -> str:
         """What `convert` does to stored images of another set, in words; empty if nothing."""
         ...

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from lit_generative.metrics import ood
+from lit_generative.metrics.density_of_states import density_of_states, log_kernel_density
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -176,3 +177,25 @@ def test_a_score_of_several_numbers_is_the_mean_of_its_z_scores():
     assert torch.equal(joined["far"]["kl"], far[:, 0])
     still = {"train": ood.spread({"errors": torch.ones(5, 2)}), "far": ood.spread({"errors": torch.ones(1, 2)})}
     assert ood.gathered(still)["far"]["errors"].tolist() == [0]  # a scale that does not vary says nothing
+
+
+def test_a_kernel_density_is_that_of_scipy_and_finite_far_away():
+    stats = pytest.importorskip("scipy.stats")
+    sample, values = torch.randn(300).double(), torch.linspace(-4, 4, 50).double()
+    expected = stats.gaussian_kde(sample.numpy())(values.numpy())  # Scott's bandwidth
+    assert_close(log_kernel_density(values, sample).exp(), torch.tensor(expected), rtol=1e-6, atol=1e-9)
+    far = log_kernel_density(torch.tensor([1e3, 1e4, math.inf, math.nan]), sample)
+    assert -math.inf < far[1] < far[0] < -1e4 and (far[2:] == -math.inf).all()
+
+
+def test_the_density_of_states_finds_what_is_too_likely_and_what_only_one_statistic_betrays():
+    torch.manual_seed(0)
+    held_out = {"likelihood": torch.randn(2000), "complexity": torch.randn(2000)}
+    inside = density_of_states({name: torch.randn(1000) for name in held_out}, held_out)
+    for likelihood, complexity in ((-6.0, 0.0), (6.0, 0.0), (0.0, 6.0)):  # the first: more likely than any
+        far = {"likelihood": torch.randn(1000) * 0.3 + likelihood, "complexity": torch.randn(1000) * 0.3 + complexity}
+        assert ood.detection(inside, density_of_states(far, held_out), 10)["auroc"][0] > 0.99
+    # the sum of the two statistics' log densities, which are those of N(0, 1) and its bandwidth
+    variance = 1 + 2000 ** (-2 / 5)
+    at = density_of_states({name: torch.zeros(1) for name in held_out}, held_out)
+    assert_close(at, torch.tensor([math.log(2 * math.pi * variance)]).double(), atol=0.1, rtol=0)

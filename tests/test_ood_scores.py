@@ -41,7 +41,7 @@ def test_every_set_and_score_has_its_numbers_files_and_pictures(data, tmp_path, 
     found = run_test(Density(), data, tmp_path, scores(), Report())
     sets = ["MNIST", "KMNIST", "uniform", "constant", "hflip", "vflip", "inverted"]  # searched where the data are
     for name in sets:
-        for score in ("likelihood", "typicality", "complexity"):
+        for score in ("likelihood", "typicality", "complexity", "dose"):
             assert 0 <= found[f"ood/{name}/auroc_{score}"] <= 1
     # bright images are unlikely under a law of dark pixels; a flip changes no likelihood
     assert found["ood/inverted/auroc_likelihood"] == found["ood/uniform/auroc_likelihood"] == 1
@@ -52,18 +52,18 @@ def test_every_set_and_score_has_its_numbers_files_and_pictures(data, tmp_path, 
         (found["ood/MNIST/auroc_complexity"] + found["ood/KMNIST/auroc_complexity"]) / 2
     )
     written = rows(tmp_path)
-    assert len(written) == 40 * 8 + 96 and [r["images"] for r in written[:97:96]] == ["train", "test"]
+    assert len(written) == 40 * 8 + 96 + 32 and [r["images"] for r in written[:97:96]] == ["train", "test"]
     row = next(r for r in written if r["images"] == "KMNIST" and r["number"] == "7")
     image = KMNIST(data_dir=str(data.data_dir)).stored("test")[0][7]
     assert float(row["likelihood"]) == pytest.approx(-float(Density().log_prob(image[None] / 255)), rel=1e-5)
     folder = tmp_path / "run" / "version_0"
     assert {p.name for p in (folder / "images").iterdir()} == {
-        f"ood-{name}_test.png" for name in ("likelihood", "typicality", "complexity")
+        f"ood-{name}_test.png" for name in ("likelihood", "typicality", "complexity", "dose")
     }
     out = capsys.readouterr().out
     assert "can fail badly" in out
     (line,) = [line for line in out.splitlines() if line.startswith("  MNIST")]
-    expected = [found[f"ood/MNIST/auroc_{score}"] for score in ("likelihood", "typicality", "complexity")]
+    expected = [found[f"ood/MNIST/auroc_{score}"] for score in ("likelihood", "typicality", "complexity", "dose")]
     assert [float(cell) for cell in line.split()[1:]] == pytest.approx(expected, abs=6e-4)
     table = (tmp_path / "run" / "version_0" / "ood" / "table.md").read_text()
     assert "| MNIST (40) |" in table and "| train (96) |" in table
@@ -168,7 +168,7 @@ def test_nan_is_counted(data, tmp_path):
 
     with pytest.warns(UserWarning, match="scores are NaN or infinite"):
         found = run_test(Failing(), data, tmp_path, scores(data=[MNIST()], synthetic=False))
-    assert found["ood/not_finite"] == 3 * 3  # one image of each of three sets, three scores
+    assert found["ood/not_finite"] == 4 * 4  # one image of each of four sets, four scores
     assert 0.4 < found["ood/MNIST/auroc_typicality"] < 0.6
 
 

@@ -13,7 +13,10 @@ WARNING = (
 )
 
 OWN = "these scores are the model's own, not likelihoods"
-HOW = "typicality against the mean over training images; complexity: shortest of PNG, WebP and JPEG 2000"
+HOW = (
+    "typicality against the mean over training images; complexity: shortest of PNG, WebP and JPEG 2000; dose: product "
+    "of kernel densities of the other scores, over images of the validation split"
+)
 
 
 def short_table(values: Mapping[tuple[str, str], float]) -> str:

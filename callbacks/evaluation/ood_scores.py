@@ -19,6 +19,7 @@ from lit_generative.errors import UserError, UserTypeError, require_at_least
 from lit_generative.images import from_uint8
 from lit_generative.metrics import ood
 from lit_generative.metrics.aggregation import PerImage
+from lit_generative.metrics.density_of_states import add_density_of_states
 from lit_generative.metrics.reference_statistics import cache_folder
 from lit_generative.protocols import ComparesImages, HasLogProb, HasOODScores, require, require_data
 from lit_generative.utils.precision import exact, exact_device, for_weights
@@ -122,6 +123,8 @@ class OODScores(EvaluationCallback):
             self._background.require_fitting(own)
         self._add("train", own.stored("train")[0], own)
         self._add("test", own.stored("test")[0], own)
+        if len(held_out := own.held_out()) > 1:
+            self._choose("held_out", held_out)
         sets = other_sets(own, self.data)
         for name, other in sets.items():
             if (images := stored_test_images(trainer, other, self.strict)) is None:
@@ -138,10 +141,14 @@ class OODScores(EvaluationCallback):
                 self._sets[name], self._numbers[name] = own.as_test(images), self._numbers["test"]
 
     def _add(self, name: str, images: Tensor, own: Any) -> None:
-        """Choose images of a set by the seed, and bring them to the form of the model's test images."""
+        """Choose images of a set, and bring them to the form of the model's test images."""
+        self._choose(name, own.as_test(images))
+
+    def _choose(self, name: str, images: Tensor) -> None:
+        """Choose images of a set by the seed."""
         order = torch.randperm(len(images), generator=Generator().manual_seed(self.seed))
         self._numbers[name] = order[: self.num_images]
-        self._sets[name] = own.as_test(images)[self._numbers[name]]
+        self._sets[name] = images[self._numbers[name]]
 
     # -- scores of images --------------------------------------------------------------------------
 
@@ -197,9 +204,10 @@ class OODScores(EvaluationCallback):
             background = columns[name].pop("background", None)
             # the columns that are left are the model's own scores
             self._scores[name] = ood.scores(values, log_probs["train"], length, background) | columns[name]
+        add_density_of_states(self._scores)
         inside = self._scores["test"]
         metrics = {f"{name}/log_prob": float(values.mean()) for name, values in log_probs.items()}
-        outside = [name for name in self._numbers if name not in ("train", "test")]
+        outside = [name for name in self._numbers if name not in ("train", "test", "held_out")]
         measured = {
             (name, score): ood.detection(inside[score], self._scores[name][score], self.resamples, self.seed)
             for name, score in tracked([(name, score) for name in outside for score in inside], "bootstrap of AUROC")

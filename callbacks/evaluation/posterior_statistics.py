@@ -55,7 +55,7 @@ class PosteriorStatistics(PerImageCallback):
             )
 
     def measure(self, model: Any, x: Tensor, c: Tensor) -> Tensor:
-        q = model.q(x)
+        q = model.q(x, c) if getattr(model, "classes", 0) else model.q(x)  # as `nll` is given the class
         return torch.cat([q.mean, q.stddev], 1)
 
     def summarize(self, trainer: Trainer, pl_module: LightningModule, stage: str, rows: Tensor) -> None:
