@@ -1,3 +1,4 @@
+import prdc
 import pytest
 import torch
 from torch.testing import assert_close
@@ -224,6 +225,14 @@ def test_density_and_coverage_count_balls():
     # more samples than are looked at together
     many = torch.cat([torch.full((2000, 1), 0.25), torch.full((500, 1), 4.5)])
     assert density_coverage(many, real, k=1) == (pytest.approx(2), pytest.approx(0.4))
+
+
+@pytest.mark.parametrize(("shift", "k"), [(0.0, 3), (0.5, 5), (1.5, 3)])
+def test_precision_recall_density_and_coverage_are_those_of_the_authors_package(shift, k, capsys):
+    real, fake = torch.randn(400, 6), torch.randn(300, 6) * 0.8 + shift
+    theirs = prdc.compute_prdc(real.numpy(), fake.numpy(), k)
+    ours = (*precision_recall(fake, real, k), *density_coverage(fake, real, k))
+    assert ours == pytest.approx([theirs[name] for name in ("precision", "recall", "density", "coverage")], abs=1e-6)
 
 
 def test_precision_and_recall_take_the_neighbours_that_they_are_told():
