@@ -1,4 +1,4 @@
-"""Any model on any data: ``python train.py {fit,validate,test,predict,sample,export} --help``."""
+"""Any model on any data: ``python train.py {fit,validate,test,predict,sample,export,report} --help``."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ from lit_generative.cli.arguments import (
     require_values,
     run_name,
 )
-from lit_generative.cli.commands import export, sample
+from lit_generative.cli.commands import export, report, sample
 from lit_generative.cli.messages import bug_report, concise_output, user_message
 from lit_generative.cli.model import prepare_model
 from lit_generative.cli.resume import resume, with_checkpoint
@@ -50,7 +50,7 @@ from lit_generative.utils.files import unused
 from lit_generative.utils.memory import keep_freed_memory
 from lit_generative.utils.tasks import show_tasks
 
-DESCRIPTION = "Deep generative models. `train.py sample` and `train.py export` need a checkpoint only."
+DESCRIPTION = "Deep generative models. `train.py sample`, `export` and `report` need no data."
 RUNS = "runs"  # default of --trainer.default_root_dir; a logger with this save_dir follows that argument
 CHOICES: dict[str, tuple[type, str]] = {
     "model": (LightningModule, lit_generative.models.__name__),
@@ -229,7 +229,9 @@ def main(args: list[str]) -> None:
     commands: dict[str, Any] = {"sample": sample, "export": export}
     with concise_output(debug):
         try:
-            if args and args[0] in commands:
+            if args[:1] == ["report"]:
+                report(args[1:])
+            elif args and args[0] in commands:
                 show_tasks(TaskScreen())
                 auto_cli(commands[args[0]], args=args[1:], as_positional=False, exit_on_error=False)
             else:

@@ -1,5 +1,6 @@
-"""Subcommands that need only a checkpoint, neither data nor a Trainer."""
+"""Subcommands that need neither data nor a Trainer."""
 
+import argparse
 import inspect
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -109,3 +110,21 @@ def export(ckpt_path: str, output: str) -> None:
     model.save_pretrained(output)
     programs = export_programs(model, output)
     print(f"{type(model).__name__}: {output}/model.safetensors, {output}/config.json, {', '.join(map(str, programs))}")
+
+
+def report(args: list[str]) -> None:
+    """Write a page of runs: ``train.py report RUN_OR_CHECKPOINT... [--output report.html] [--overwrite]``."""
+    from lit_generative.report.page import write_report
+    from lit_generative.report.runs import runs_of
+
+    parser = argparse.ArgumentParser("train.py report", description="Write one HTML page that compares trained models.")
+    parser.add_argument("runs", nargs="+", help="folders of runs, checkpoints in them, or results.json of tests")
+    parser.add_argument("--output", default="report.html", help="the page")
+    parser.add_argument("--overwrite", action="store_true", help="replace a page that is there")
+    options = parser.parse_args(args)
+    output = Path(options.output)
+    if not options.overwrite:
+        require_new(output)
+    runs = runs_of(options.runs)
+    write_report(runs, output)
+    print(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}: {output}")

@@ -1,0 +1,1 @@
+"""One self-contained HTML page to judge and compare trained models by."""
