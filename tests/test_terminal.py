@@ -119,6 +119,7 @@ def test_a_fit_into_a_file_says_what_when_and_where(run):
         ["best", "checkpoint", LAST.replace("last", "best")],
         ["last", "checkpoint", LAST],
         ["run", "folder", "runs/vae_fashionmnist/version_0"],
+        ["report", "python", "train.py", "report", "runs/vae_fashionmnist/version_0"],
     ]
     steps = [line for line in out if "%" in line]
     assert shares(steps) == [*range(10, 101, 10)]
@@ -175,9 +176,9 @@ def test_a_run_that_goes_on_with_larger_batches_is_as_far_as_its_epochs(run):
 def test_short_runs_and_runs_from_a_checkpoint_have_nothing_to_warn_of(run, monkeypatch):
     monkeypatch.setattr("lightning.pytorch.callbacks.model_checkpoint.warning_cache", WarningCache())
     out, err = run(*FIT, *TINY, "--trainer.max_steps=2")
-    assert err == [] and out[-2] == f"last checkpoint  {LAST}" and "best" not in out[-3]
+    assert err == [] and out[-3] == f"last checkpoint  {LAST}" and "best" not in out[-4]
     out, err = run(*FIT, *TINY, f"--ckpt_path={LAST}")
-    assert err == [] and out[-3] == f"best checkpoint  {LAST.replace('last', 'best').replace('_0', '_1')}"
+    assert err == [] and out[-4] == f"best checkpoint  {LAST.replace('last', 'best').replace('_0', '_1')}"
 
 
 def test_without_a_bar_the_other_lines_stay(run):
@@ -259,7 +260,9 @@ def test_a_terminal_has_one_bar_and_no_line_of_it_stays(run, terminal, monkeypat
     assert [row[:17] for row in rows if "  val  " in row] == ["epoch 1/2   val  ", "epoch 2/2   val  "]
     assert not any("━" in row or "%" in row for row in rows)
     assert all(len(row) <= 80 or "/" in row for row in rows)  # paths are never broken
-    assert rows[-3:-1] == [f"last checkpoint  {LAST}", "run folder       runs/vae_fashionmnist/version_0"]
+    folder = "runs/vae_fashionmnist/version_0"
+    ends = [f"last checkpoint  {LAST}", f"run folder       {folder}", f"report           python train.py report {folder}"]
+    assert rows[-4:-1] == ends
     assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")  # the cursor is back
 
 
@@ -428,7 +431,7 @@ def test_other_processes_and_foreign_models(tmp_path, capsys, data_dir):
             fit.fit(Foreign())
         out = capsys.readouterr().out.splitlines()
         assert len(shares(out)) == count and out[0].startswith("model            Foreign, 2 parameters")
-    assert re.search(r"cost +[\d.e-]+ +[\d.,]+ images/s", out[-4]), out
+    assert re.search(r"cost +[\d.e-]+ +[\d.,]+ images/s", out[-5]), out
 
 
 # -- messages --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from callbacks.base import datamodule_of
 from callbacks.reporting._heading import heading
 from callbacks.reporting._lines import INDENT, duration, fact, number, numbers, position, wrapped
 from lit_generative.checkpoints.best import last_checkpoint, run_checkpoint
+from lit_generative.report.page import write_report
+from lit_generative.report.runs import runs_of
 from lit_generative.utils.files import set_aside
 
 TITLES = {"samples_per_second": "samples/s", "nll": "NLL, nats", "bpd": "bits/dim"}
@@ -24,7 +27,8 @@ TITLES = {"samples_per_second": "samples/s", "nll": "NLL, nats", "bpd": "bits/di
 class Report(Callback):
     """Print model, data and device, a line for every validation, and at the end checkpoints, images and results.
 
-    The numbers of a test and one row for tables of models are also written to ``results.json`` and ``results.md``.
+    The numbers of a test and one row for tables of models are also written to ``results.json`` and ``results.md``, and
+    with pictures and curves to ``report.html``.
 
     Args:
         networks: Print how many parameters each network has.
@@ -87,6 +91,8 @@ class Report(Callback):
             print(f"{'last checkpoint':<{INDENT}}{_relative(last)}")
         _print_images(folder)
         print(f"{'run folder':<{INDENT}}{folder}")
+        if any(getattr(logger, "curves", True) for logger in trainer.loggers):
+            print(f"{'report':<{INDENT}}python train.py report {shlex.quote(str(folder))}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
@@ -113,11 +119,13 @@ class Report(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # for JSON
             results = {"row": row, "protocol": protocol, "metrics": finite}
-            set_aside(folder / "results.json", folder / "results.md")
+            set_aside(folder / "results.json", folder / "results.md", folder / "report.html")
             (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
             (folder / "results.md").write_text(text)
+            run = folder.parents[1] if folder.parent.name == "test" else folder
+            write_report(runs_of([str(run)]), folder / "report.html")
             _print_images(folder)
-            print(f"{'run folder':<{INDENT}}{folder}")
+            print(f"{'run folder':<{INDENT}}{folder}\n{'report':<{INDENT}}{folder / 'report.html'}")
 
 
 def _row(model: LightningModule, data: Any, sources: Iterable[Any], metrics: dict[str, float]) -> dict[str, str]:
