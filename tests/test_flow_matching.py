@@ -81,7 +81,7 @@ class ExactDDPM(DDPM):
 
 
 @pytest.mark.parametrize("make", [gaussian, mixture])
-@pytest.mark.parametrize(("method", "steps"), [("heun", 2000), ("dopri5", 1)])
+@pytest.mark.parametrize(("method", "steps"), [("heun", 2000), ("rk4", 200), ("dopri5", 1)])
 def test_the_likelihood_of_an_exact_velocity_is_that_of_the_data(make, method, steps):
     p = make()
     x = p.sample((6,))
@@ -110,9 +110,9 @@ def test_samples_of_an_exact_velocity_are_the_data(make, options):
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_the_probability_flow_of_an_exact_ddpm_has_the_likelihood_of_the_data(parameterization, schedule):
     p = gaussian()
-    model = ExactDDPM(p, parameterization=parameterization, schedule=schedule, ode_steps=2000)
+    model = ExactDDPM(p, parameterization=parameterization, schedule=schedule, ode_steps=200)
     x = p.sample((6,))
-    first, last = model.schedule.ratio(1), min(model.schedule.ratio(1000), math.exp(6))
+    first, last = model.schedule.ratio(1), min(model.schedule.ratio(1000), 80)
     stretch = math.sqrt((SCALE**2 + last**2) / (SCALE**2 + first**2))  # of the flow, which is affine
     end = (MEANS[:1] + stretch * (x - MEANS[:1])) / math.hypot(1, last)
     prior = Independent(Normal(torch.zeros(SHAPE), 1.0), 3)
@@ -133,14 +133,14 @@ def test_an_images_likelihood_is_that_of_the_density_in_its_bin(exact):
     assert float(found) == pytest.approx(float((cdf[1] - cdf[0]).log().sum()), abs=0.02)
 
 
-@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2), ("rk4", 4)])
 def test_errors_fall_as_the_order_says(method, order):
     def end(steps):
         x = torch.ones(1, 1, dtype=torch.float64)
         return float(solve(lambda t, x: x * math.cos(t), x, [2 * i / steps for i in range(steps + 1)], method))
 
-    errors = [abs(end(steps) - math.exp(math.sin(2))) for steps in (200, 400)]
-    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.03)
+    errors = [abs(end(steps) - math.exp(math.sin(2))) for steps in (40, 80)]
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
 
 
 def test_dopri5_keeps_to_its_tolerance():
@@ -241,7 +241,7 @@ def test_a_test_gives_the_likelihood_of_either_model(data_dir, tmp_path):
         run.fit(model, datamodule=data)
         found = run.test(model, datamodule=data, verbose=False)[0]
         assert found["test/nll"] > 0 and found["test/bpd"] == pytest.approx(found["test/nll"] / 784 / math.log(2))
-        assert "probability flow by 2 steps of heun, 1 draws" in model.likelihood_kind
+        assert "probability flow by 2 steps of rk4, 1 draws" in model.likelihood_kind
 
 
 def test_what_is_not_there_is_said(monkeypatch):

@@ -261,7 +261,11 @@ def test_a_terminal_has_one_bar_and_no_line_of_it_stays(run, terminal, monkeypat
     assert not any("━" in row or "%" in row for row in rows)
     assert all(len(row) <= 80 or "/" in row for row in rows)  # paths are never broken
     folder = "runs/vae_fashionmnist/version_0"
-    ends = [f"last checkpoint  {LAST}", f"run folder       {folder}", f"report           python train.py report {folder}"]
+    ends = [
+        f"last checkpoint  {LAST}",
+        f"run folder       {folder}",
+        f"report           python train.py report {folder}",
+    ]
     assert rows[-4:-1] == ends
     assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")  # the cursor is back
 

@@ -17,7 +17,7 @@ from lit_generative.errors import UserError
 from lit_generative.utils.tasks import tracked
 
 Field = Callable[[float, Tensor], Tensor]
-Method = Literal["euler", "heun", "dopri5"]
+Method = Literal["euler", "heun", "rk4", "dopri5"]
 
 
 def solve(
@@ -34,8 +34,8 @@ def solve(
         field: dx/dt at a time and x.
         x: Where it starts.
         times: Rising or falling; of ``dopri5``, which chooses its own steps, only the first and last count.
-        method: ``euler``, of order 1, ``heun``, of order 2 with two evaluations a step, or ``dopri5``, of order 5,
-            whose steps follow ``tolerance``, of the whole batch.
+        method: ``euler``, of order 1, ``heun``, of order 2 with two evaluations a step, ``rk4``, of order 4 with four
+            (Runge and Kutta's), or ``dopri5``, of order 5, whose steps follow ``tolerance``, of the whole batch.
         tolerance: Relative and absolute error of a step of ``dopri5``.
         name: What a display calls it.
 
@@ -44,11 +44,28 @@ def solve(
     """
     if method == "dopri5":
         return _odeint(field, x, torch.tensor([times[0], times[-1]], dtype=x.dtype, device=x.device), tolerance)
+    step = {"euler": _euler, "heun": _heun, "rk4": _rk4}[method]
     for t, s in tracked(list(pairwise(times)), name):
-        slope = field(t, x)
-        end = x + (s - t) * slope
-        x = end if method == "euler" else x + (s - t) / 2 * (slope + field(s, end))
+        x = x + (s - t) * step(field, x, t, s)
     return x
+
+
+def _euler(field: Field, x: Tensor, t: float, s: float) -> Tensor:
+    """The slope from time t to s."""
+    return field(t, x)
+
+
+def _heun(field: Field, x: Tensor, t: float, s: float) -> Tensor:
+    first = field(t, x)
+    return (first + field(s, x + (s - t) * first)) / 2
+
+
+def _rk4(field: Field, x: Tensor, t: float, s: float) -> Tensor:
+    half, middle = (s - t) / 2, (s + t) / 2
+    first = field(t, x)
+    second = field(middle, x + half * first)
+    third = field(middle, x + half * second)
+    return (first + 2 * second + 2 * third + field(s, x + (s - t) * third)) / 6
 
 
 def require_solver(method: str) -> None:
@@ -57,7 +74,7 @@ def require_solver(method: str) -> None:
         try:
             import torchdiffeq  # noqa: F401
         except ImportError as error:
-            raise UserError("dopri5 needs torchdiffeq: pip install torchdiffeq, or choose heun") from error
+            raise UserError("dopri5 needs torchdiffeq: pip install torchdiffeq, or choose rk4") from error
 
 
 def _odeint(field: Field, x: Tensor, ends: Tensor, tolerance: float) -> Tensor:
@@ -77,7 +94,7 @@ def probes_of(x: Tensor, n: int) -> Tensor:
 
 
 def solve_with_density(
-    field: Field, x: Tensor, times: Sequence[float], probes: Tensor, method: Method = "heun", tolerance: float = 1e-5
+    field: Field, x: Tensor, times: Sequence[float], probes: Tensor, method: Method = "rk4", tolerance: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
     """x at the last of ``times``, and the integral of the trace, nats ``(B,)``; no gradient. See `solve`, `probes_of`.
 

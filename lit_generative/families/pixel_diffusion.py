@@ -46,7 +46,7 @@ class PixelDiffusion(ClassConditional, DiffusionModel):
         groups: Groups of group norm.
         patch: Side of the squares of pixels that are folded into channels first.
         ode_method: Solver of the probability flow in `ode_log_prob`; ``dopri5`` needs torchdiffeq.
-        ode_steps: Its steps; ``dopri5`` chooses its own.
+        ode_steps: Its steps, of four evaluations with ``rk4``; ``dopri5`` chooses its own.
         ode_probes: Draws of Hutchinson's estimate of the trace; 0: the exact trace, for few dimensions.
         diffusion: Arguments of `ClassConditional` and `DiffusionModel`.
     """
@@ -61,7 +61,7 @@ class PixelDiffusion(ClassConditional, DiffusionModel):
         dropout: float = 0.0,
         groups: int = 8,
         patch: int = 2,
-        ode_method: Literal["heun", "dopri5"] = "heun",
+        ode_method: Literal["heun", "rk4", "dopri5"] = "rk4",
         ode_steps: int = 20,
         ode_probes: int = 1,
         **diffusion: Any,

@@ -10,7 +10,6 @@ Pixels are in [-1, 1] here; p(x_0|x_1) is a Gaussian on their 256 levels (Eq. 13
 authors' code. Fast samplers: Song, Meng & Ermon (2021), arXiv:2010.02502; Lu et al. (2022), arXiv:2211.01095.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -209,8 +208,8 @@ class DDPM(PixelDiffusion, GaussianDiffusion):
     # -- the probability flow, in y = x_t / alpha_t and s = sigma_t / alpha_t: dy/ds = eps -----------
 
     def probability_flow(self, c: Tensor | None) -> Flow:
-        """From s_1 to s_T, or to e^6, where nothing of the image is left."""
-        first, last = self.schedule.ratio(1), min(self.schedule.ratio(self.steps), math.exp(6))
+        """From s_1 to s_T, or to 80, where nothing of the image is left."""
+        first, last = self.schedule.ratio(1), min(self.schedule.ratio(self.steps), 80.0)
 
         def eps(s: float, y: Tensor) -> Tensor:
             alpha = (1 + s * s) ** -0.5

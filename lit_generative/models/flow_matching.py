@@ -131,24 +131,26 @@ class FlowMatching(PixelDiffusion):
         return self.predict(x, torch.full((len(x),), t, device=x.device, dtype=x.dtype), c)
 
     def probability_flow(self, c: Tensor | None) -> Flow:
-        return Flow(partial(self.velocity, c=c), lambda n: [i / n for i in range(n + 1)])
+        # dense near the image, where the noise of the dequantisation is all that there is
+        return Flow(partial(self.velocity, c=c), lambda n: [(i / n) ** 3 for i in range(n + 1)])
 
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """See `ode_log_prob`."""
         return self.ode_log_prob(x, c)
 
     @torch.no_grad()
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """x_1 of the middle of the image's bin, ``(B, C, H, W)``."""
         self.require_images(x)
         x_0 = to_symmetric(dequantize(x, torch.full_like(x, 0.5))[0])
-        return solve(self.velocity, x_0, self.probability_flow(None).times(self.ode_steps), self.ode_method)
+        flow = self.probability_flow(c)
+        return solve(flow.field, x_0, flow.times(self.ode_steps), self.ode_method)
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """The discrete image in whose bin the way from ``z`` ends, ``(B, C, H, W)`` in [0, 1]."""
-        times = self.probability_flow(None).times(self.ode_steps)[::-1]
-        return quantize(from_symmetric(solve(self.velocity, z, times, self.ode_method)))
+        flow = self.probability_flow(c)
+        return quantize(from_symmetric(solve(flow.field, z, flow.times(self.ode_steps)[::-1], self.ode_method)))
 
     # -- Lightning ---------------------------------------------------------------------------------
 
