@@ -98,7 +98,8 @@ class Run:
         for name in ("best.ckpt", "last.ckpt"):
             if (path := self.folder / "checkpoints" / name).is_file():
                 saved = read_safely(path)
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
                 found[name] = {"step": saved.get("global_step"), "epoch": saved.get("epoch"), "sha256": digest}
         return found
 
