@@ -121,13 +121,9 @@ class ImageData(PlainArguments, LightningDataModule, ABC):
             images, labels = self.stored("test")
             self._sets["test"] = self.as_test(images), labels
 
-    def _split(self, count: int, held_out: int | None = None) -> tuple[Tensor, Tensor]:
-        """Split ``count`` training images: the indices of those to train on, and of those held out for validation.
-
-        ``held_out`` of them, if not as many as `val_size` says.
-        """
-        if held_out is None:
-            held_out = max(1, int(count * self.val_fraction)) if self.val_size is None else self.val_size
+    def _split(self, count: int) -> tuple[Tensor, Tensor]:
+        """Split ``count`` training images: the indices of those to train on, and of those held out for validation."""
+        held_out = max(1, int(count * self.val_fraction)) if self.val_size is None else self.val_size
         self._require_rest("val_size", held_out, count)
         order = self._permutation(count)
         return order[held_out:], order[:held_out]

@@ -1,6 +1,6 @@
 """Two folders of images of any kind, which are not pairs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,10 +102,16 @@ class UnpairedFolders(TwoSided):
         found = self._listed()
         if found.keys() in ({""}, {"train"}):
             (sides,) = found.values()
-            found = self._drawn(sides, "test", {side: max(1, len(own) // 10) for side, own in sides.items()})
+            if min(map(len, sides.values())) < 3:
+                counts = " and ".join(f"{len(sides[side])} of side {side}" for side in "ab")
+                raise DataError(
+                    f"{self.data_dir} must have >= 3 images of each side, for training, validation and test; "
+                    f"got {counts}"
+                )
+            found = self._drawn(sides, "test", self._tenth)
         found = used_splits(found, self.data_dir)
         if "val" not in found:
-            found |= self._drawn(found["train"], "val", dict.fromkeys("ab", self.val_size))
+            found |= self._drawn(found["train"], "val", self._split)
         counts = (f"{len(own['a']):,} and {len(own['b']):,} for {split}" for split, own in found.items())
         rank_zero_info(f"{self.data_dir}: images of sides a and b, {', '.join(counts)}")
         return found
@@ -123,11 +129,16 @@ class UnpairedFolders(TwoSided):
         listing.report()
         return found
 
-    def _drawn(self, sides: dict[str, list[Path]], split: str, sizes: dict[str, int | None]) -> dict[str, Any]:
-        """Images to train on, and those that are held out of them for ``split``."""
+    def _tenth(self, count: int) -> tuple[Tensor, Tensor]:
+        """The indices of those of ``count`` images that are kept, and of a tenth that is held out."""
+        order, held_out = self._permutation(count), max(1, count // 10)
+        return order[held_out:], order[:held_out]
+
+    def _drawn(self, sides: dict[str, list[Path]], split: str, draw: Callable[[int], Any]) -> dict[str, Any]:
+        """Images to train on, and those that ``draw`` holds out of them for ``split``."""
         parts: dict[str, dict[str, list[Path]]] = {"train": {}, split: {}}
         for side, own in sides.items():
-            for name, rows in zip(parts, self._split(len(own), sizes[side]), strict=True):
+            for name, rows in zip(parts, draw(len(own)), strict=True):
                 parts[name][side] = [own[i] for i in rows.tolist()]
         return parts
 
@@ -172,12 +183,10 @@ class UnpairedFolders(TwoSided):
 
     def _loader(self, name: str) -> UnpairedLoader:
         sides = [self._sets[name], self._sources[name]]
-        if name == "train":
-            seeds = self.seed, mixed_seed(self.seed, 1)  # else equal numbers of images would form fixed pairs
-        else:
-            most = max(len(rows) for _, rows in sides) if all(len(rows) for _, rows in sides) else 0
-            sides = [(images, rows[torch.arange(most) % max(1, len(rows))]) for images, rows in sides]
-            seeds = self.seed, self.seed
+        if name != "train" and all(len(rows) for _, rows in sides):
+            most = max(len(rows) for _, rows in sides)
+            sides = [(images, rows[torch.arange(most) % len(rows)]) for images, rows in sides]
+        seeds = self.seed, mixed_seed(self.seed, 1)  # else equal numbers of training images would form fixed pairs
         loaders = [
             self._loader_of(name, images, torch.arange(len(images)), rows, seed)
             for (images, rows), seed in zip(sides, seeds, strict=True)
@@ -192,6 +201,6 @@ class UnpairedFolders(TwoSided):
         targets, sources = (len(sets["test"][1]) for sets in (self._sets, self._sources))
         size = self.image_size
         return (
-            f"{targets:,} targets and {sources:,} sources of {self.name}, not pairs, {size}x{size}, "
-            f"{self.hparams['direction']}, RGB"
+            f"{targets:,} targets and {sources:,} sources of {self.name}, not pairs, the fewer repeated, "
+            f"{size}x{size}, {self.hparams['direction']}, RGB"
         )

@@ -413,10 +413,14 @@ def test_samples_take_the_models_own_options(run, tmp_path, capsys):
         run("sample", f"--ckpt_path={ckpt}", "--output=b.npz", "--options.steps=5")
 
 
-def test_a_folder_of_pictures_of_any_size_is_translated_under_their_names(run, tmp_path):
-    write(tmp_path / "streets", "pairs", {"train": 8, "val": 4}, size=32, seed=0)
-    run("fit", "--model=Pix2Pix", "--data=PairedFolder", f"--data.data_dir={tmp_path}/streets", "--data.image_size=32",
-        "--data.val_size=3", "--model.image_shape=[3,32,32]", "--model.num_downs=4", "--model.width=4",
+@pytest.mark.parametrize("model", ["Pix2Pix", "CycleGAN"])
+def test_a_folder_of_pictures_of_any_size_is_translated_under_their_names(model, run, tmp_path):
+    unpaired = model == "CycleGAN"
+    data, own = "UnpairedFolders" if unpaired else "PairedFolder", ["--model.blocks=1", "--model.patch=34"]
+    write(tmp_path / "streets", "sides" if unpaired else "pairs", {"train": 8, "val": 4}, size=32, seed=0)
+    run("fit", f"--model={model}", f"--data={data}", f"--data.data_dir={tmp_path}/streets", "--data.image_size=32",
+        "--data.val_size=3", "--model.image_shape=[3,32,32]", "--model.width=4",
+        *(own if unpaired else ["--model.num_downs=4"]),
         "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.log_every_n_steps=1")  # fmt: skip
     (ckpt,) = (tmp_path / "runs").glob("*/version_0/checkpoints/best.ckpt")
     sizes = {"one.png": (37, 20), "two.jpg": (16, 50), "two.png": (18, 18)}
@@ -427,6 +431,11 @@ def test_a_folder_of_pictures_of_any_size_is_translated_under_their_names(run, t
     (folder,) = (tmp_path / "runs").glob("**/translation")
     found = {path.name: picture(path).shape for path in folder.iterdir()}
     assert found == {"one.png": (20, 37, 3), "two.png": (50, 16, 3), "two.png.png": (18, 18, 3)}
+    if unpaired:
+        run("predict", f"--ckpt_path={ckpt}", "--data=Pictures", f"--data.data_dir={tmp_path}/photos",
+            "--model.translates=to_sources")  # fmt: skip
+        forward, back = (picture(path / "one.png") for path in sorted((tmp_path / "runs").glob("**/translation")))
+        assert forward.shape == back.shape and (forward != back).any()
     with pytest.raises(SystemExit, match="Pictures are for predict only"):
         run("test", f"--ckpt_path={ckpt}", "--data=Pictures", f"--data.data_dir={tmp_path}/photos")
 

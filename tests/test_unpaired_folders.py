@@ -54,7 +54,9 @@ def test_sides_and_splits_of_folders(unpaired, tmp_path, caplog):
     fill(tmp_path / "set", trainA=20, trainB=30, testA=4, testB=2)
     data = unpaired(val_size=3)
     assert data.sizes() == {"train": 27, "val": 3, "test": 4}
-    assert "2 targets and 4 sources of UnpairedFolders, not pairs, 8x8, a_to_b" in data.describe_test()
+    assert (
+        "2 targets and 4 sources of UnpairedFolders, not pairs, the fewer repeated, 8x8, a_to_b" in data.describe_test()
+    )
     x, c = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     assert x.shape == c.shape == (2, 3, SIZE, SIZE) and x.dtype == c.dtype == torch.float32
     assert all(n % 2 == 1 for n in (x[:, 0, 0, 0] * 255).round().int().tolist())  # b is the target
@@ -140,6 +142,7 @@ def test_too_few_images_of_one_side_are_named(unpaired, tmp_path):
         ({"trainA": 4}, "trainA needs a folder of images of side B: add it"),
         ({"train": 4}, "must have a folder of each side, such as trainA and trainB; it has images in .*train"),
         ({"cats": 4, "dogs": 4}, "such as trainA and trainB; it has 4 images in cats, 4 images in dogs"),
+        ({"A": 9, "B": 2}, "must have >= 3 images of each side, for .* test; got 9 of side a and 2 of side b"),
         ({"testA": 4, "testB": 4}, "has folders for test, but none for training"),
     ],
 )

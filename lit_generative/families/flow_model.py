@@ -47,7 +47,7 @@ class FlowModel(ClassConditional):
             self.prior = ClassNormal(self.classes, self.dims)
 
     def programs(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        """Images in [0, 1] to z ``(B, D)``, and back; with the log-determinants ``(B,)``, nats."""
+        """Images in [0, 1] to z ``(B, D)``, and back, without p(z|c); with the log-determinants ``(B,)``, nats."""
         image, z = torch.zeros(2, *self.image_shape), torch.zeros(2, self.dims)
         return {"flow": (self.flow, (image,)), "inverse": (Inverse(self.flow), (z,))}
 

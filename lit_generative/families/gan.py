@@ -20,7 +20,7 @@ class GAN(Adversarial, ClassConditional):
 
     With classes, the generator's input is z and the label's one-hot vector (Mirza & Osindero, 2014), and the
     discriminator has an output for each class, which is added to its first for an image with that label: the
-    projection discriminator (Miyato & Koyama, 2018, Eq. 3).
+    projection discriminator (Miyato & Koyama, 2018).
 
     A model sets ``generator`` and ``discriminator``, and writes `discriminator_loss`, `generator_loss` and
     `default_optimizers`. ``fake`` is in [-1, 1]; ``batch[0]`` is in [0, 1]: `to_symmetric`.

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.optim import Optimizer
 
 from lit_generative.errors import UserError
 from lit_generative.families.adversarial import Adversarial
@@ -16,13 +17,30 @@ from lit_generative.utils.precision import at_least_float32, for_weights
 class Translator(Adversarial):
     """A model of batches ``(x, c)`` of target images and source images, both in [0, 1].
 
-    A model sets ``image_shape``, ``source_channels`` and ``multiple``, and writes `translator`, beside what
+    A model sets ``image_shape``, ``source_channels`` and ``multiple``, and writes `translator` and the losses that
     `Adversarial` asks for.
+
+    Args:
+        lr: Learning rate of both Adams.
+        beta1: Their first-moment decay.
+        lr_decay_start: Fraction of the run after which the rates fall linearly to 0; 1 keeps them constant.
+        adversarial: Arguments of `Adversarial`.
     """
 
     source_channels: int
     multiple: int  # of which the sides of what `translator` takes must be multiples
     learns_from_pairs = True
+
+    def __init__(self, lr: float = 2e-4, beta1: float = 0.5, lr_decay_start: float = 0.5, **adversarial: Any) -> None:
+        super().__init__(**adversarial)
+        if not 0 <= lr_decay_start <= 1:
+            raise UserError(f"lr_decay_start must be in [0, 1], got {lr_decay_start}")
+        self.save_hyperparameters()
+        self.lr, self.beta1, self.lr_decay_start = lr, beta1, lr_decay_start
+
+    def default_optimizers(self) -> list[Optimizer]:
+        networks, betas = (self.generator, self.discriminator), (self.beta1, 0.999)
+        return [torch.optim.Adam(n.parameters(), self.lr, betas, fused=self.fused) for n in networks]
 
     @property
     def translator(self) -> nn.Module:

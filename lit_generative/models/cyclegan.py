@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lit_generative.errors import UserError
 from lit_generative.families.adversarial import Batch
@@ -63,10 +62,7 @@ class CycleGAN(Translator):
         pool: Earlier translations of either side that its discriminator is shown, in each process.
         translates: What `translate` makes: targets of sources, as in the data that were trained on, or, for data of the
             other direction, sources of targets.
-        lr: Learning rate of both Adams.
-        beta1: Their first-moment decay.
-        lr_decay_start: Fraction of the run after which the rates fall linearly to 0; 1 keeps them constant.
-        adversarial: Arguments of `Adversarial`.
+        translator: Arguments of `Translator` and `Adversarial`.
     """
 
     generator: nn.ModuleDict
@@ -84,12 +80,9 @@ class CycleGAN(Translator):
         lambda_identity: float = 0.5,
         pool: int = 50,
         translates: Literal["to_targets", "to_sources"] = "to_targets",
-        lr: float = 2e-4,
-        beta1: float = 0.5,
-        lr_decay_start: float = 0.5,
-        **adversarial: Any,
+        **translator: Any,
     ) -> None:
-        super().__init__(**adversarial)
+        super().__init__(**translator)
         channels, h, w = image_shape
         if min(width, blocks) < 1 or pool < 0 or min(lambda_cycle, lambda_identity) < 0:
             raise UserError(
@@ -98,13 +91,9 @@ class CycleGAN(Translator):
             )
         if h % 4 or w % 4 or min(h, w) < 8:
             raise UserError(f"the sides of images must be multiples of 4, and at least 8, got {h}x{w}")
-        if not 0 <= lr_decay_start <= 1:
-            raise UserError(f"lr_decay_start must be in [0, 1], got {lr_decay_start}")
         require_patch(patch, h, w)
-        self.save_hyperparameters()
         self.image_shape, self.source_channels, self.translates = image_shape, channels, translates
         self.lambda_cycle, self.lambda_identity = lambda_cycle, lambda_identity
-        self.lr, self.beta1, self.lr_decay_start = lr, beta1, lr_decay_start
         self.generator = nn.ModuleDict({of: ResNetGenerator(channels, channels, width, blocks) for of in "GF"})
         self.discriminator = nn.ModuleDict(
             {of: PatchDiscriminator(channels, width, patch, "instance") for of in ("target", "source")}
@@ -167,8 +156,9 @@ class CycleGAN(Translator):
         networks = {"G_A": "generator.G", "G_B": "generator.F", "D_A": "discriminator.target"}
         networks |= {"D_B": "discriminator.source", "G": "generator.G"}
         ours = next((ours for end, ours in networks.items() if file.endswith(f"net_{end}")), "generator.G")
-        # in files of before PyTorch 0.4, instance norm has statistics that were never used
-        return {f"{ours}.{name}": v for name, v in state.items() if "running_" not in name and "num_b" not in name}
+        # of instance norm, in files of before PyTorch 0.4, and never used
+        statistics = ("running_mean", "running_var", "num_batches_tracked")
+        return {f"{ours}.{name}": v for name, v in state.items() if not name.endswith(statistics)}
 
     # -- Lightning ---------------------------------------------------------------------------------
 
@@ -185,7 +175,3 @@ class CycleGAN(Translator):
         for pool, saved in zip(self.pools, pools or (None, None), strict=True):
             known = saved is not None and len(saved) == self.processes
             pool.images = saved[self.global_rank].to(self.device) if known else None
-
-    def default_optimizers(self) -> list[Optimizer]:
-        networks, betas = (self.generator, self.discriminator), (self.beta1, 0.999)
-        return [torch.optim.Adam(n.parameters(), self.lr, betas, fused=self.fused) for n in networks]

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.optim import Optimizer
 
 from lit_generative.errors import UserError
 from lit_generative.families.adversarial import Batch
@@ -41,10 +40,7 @@ class Pix2Pix(Translator):
         lambda_l1: Weight of the L1 term.
         lambda_gan: Weight of the generator's adversarial term; 0: L1 only.
         conditional: Whether the discriminator sees the source.
-        lr: Learning rate of both Adams.
-        beta1: Their first-moment decay.
-        lr_decay_start: Fraction of the run after which the rates fall linearly to 0; 1 keeps them constant.
-        adversarial: Arguments of `Adversarial`.
+        translator: Arguments of `Translator` and `Adversarial`.
     """
 
     def __init__(
@@ -61,12 +57,9 @@ class Pix2Pix(Translator):
         lambda_l1: float = 100.0,
         lambda_gan: float = 1.0,
         conditional: bool = True,
-        lr: float = 2e-4,
-        beta1: float = 0.5,
-        lr_decay_start: float = 0.5,
-        **adversarial: Any,
+        **translator: Any,
     ) -> None:
-        super().__init__(**adversarial)
+        super().__init__(**translator)
         channels, h, w = image_shape
         if num_downs < 2 or min(width, source_channels) < 1:
             raise UserError(
@@ -78,15 +71,13 @@ class Pix2Pix(Translator):
                 f"images of {h}x{w} pixels can be halved {most} times, not num_downs={num_downs}: set fewer"
             )
         require_patch(patch, h, w)
-        if not (0 <= dropout < 1 and 0 <= lr_decay_start <= 1 and min(lambda_l1, lambda_gan) >= 0):
+        if not (0 <= dropout < 1 and min(lambda_l1, lambda_gan) >= 0):
             raise UserError(
-                "dropout must be in [0, 1), lr_decay_start in [0, 1], lambda_l1 and lambda_gan >= 0; got "
-                f"{dropout}, {lr_decay_start}, {lambda_l1}, {lambda_gan}"
+                f"dropout must be in [0, 1), lambda_l1 and lambda_gan >= 0; got {dropout}, {lambda_l1}, {lambda_gan}"
             )
-        self.save_hyperparameters()
         self.image_shape, self.source_channels, self.num_downs = image_shape, source_channels, num_downs
         self.lambda_l1, self.lambda_gan, self.conditional = lambda_l1, lambda_gan, conditional
-        self.lr, self.beta1, self.lr_decay_start, self.multiple = lr, beta1, lr_decay_start, 2**num_downs
+        self.multiple = 2**num_downs
         by_image = test_norm == "image"
         self.generator = UNetGenerator(
             source_channels, channels, num_downs, width, norm, dropout, test_dropout, by_image
@@ -142,7 +133,3 @@ class Pix2Pix(Translator):
         """The generator: sources ``(B, C', H, W)`` to targets, both in [-1, 1]."""
         size = self.image_shape[1:]
         return {"generator": (self.generator, (torch.zeros(2, self.source_channels, *size),))}
-
-    def default_optimizers(self) -> list[Optimizer]:
-        networks, betas = (self.generator, self.discriminator), (self.beta1, 0.999)
-        return [torch.optim.Adam(n.parameters(), self.lr, betas, fused=self.fused) for n in networks]
