@@ -103,10 +103,10 @@ class UnpairedFolders(TwoSided):
         if found.keys() in ({""}, {"train"}):
             (sides,) = found.values()
             if min(map(len, sides.values())) < 3:
-                counts = " and ".join(f"{len(sides[side])} of side {side}" for side in "ab")
+                found_now = " and ".join(f"{len(sides[side])} of side {side}" for side in "ab")
                 raise DataError(
                     f"{self.data_dir} must have >= 3 images of each side, for training, validation and test; "
-                    f"got {counts}"
+                    f"got {found_now}"
                 )
             found = self._drawn(sides, "test", self._tenth)
         found = used_splits(found, self.data_dir)

@@ -68,6 +68,19 @@ def test_the_best_is_of_those_that_can_be_compared(three):
     assert not last["NLL, nats"]["best"]  # alone
 
 
+def test_each_distance_has_the_protocol_of_its_own_features(tmp_path):
+    """Of two extractors, of which the second saw fewer samples in one run."""
+    sources = []
+    for name, samples in (("one", 2000), ("two", 2000), ("few", 500)):
+        protocol = {"FID": "fid_a: 2,000 samples", "FID 3": f"fid_b: {samples} samples"}
+        row = {"fid_a": "2.0" if name == "one" else "3.0", "fid_b": "1.0" if name == "few" else "5.0"}
+        sources.append(str(write_run(tmp_path / name / "version_0", row, protocol)))
+    found = table(runs_of(sources))
+    assert cells(found, "one")["fid_a"]["best"] and not cells(found, "few")["fid_b"]["best"]
+    (note,) = found["notes"]
+    assert note == "fid_b of few is of another protocol: fid_b: 500 samples"
+
+
 @pytest.mark.parametrize(
     ("cell", "value"),
     [("2.50", 2.5), ("1,234.5", 1234.5), ("≤ 2025.4 ± 4.4 (bound)", 2025.4), ("-90.5 ± 0.3", -90.5), ("1e-05", 1e-5)],

@@ -82,9 +82,12 @@ def basis(run: Run, column: str) -> str:
         return ""
     if column.startswith("OOD"):
         return protocol.get("OODScores", "")
-    if column.startswith(("fid_translations", "kid_translations")):
-        return protocol.get("TranslationFID", "")
-    if column.startswith(("fid", "kid", "precision", "recall", "density", "coverage")):
+    if column.startswith("bayes"):
+        return protocol.get("BayesClassifier", "")
+    if column.startswith(("fid_", "kid_")):  # there may be several, each of its own features and images
+        own = f"fid_{column[4:]}:"
+        return next((text for text in protocol.values() if text.startswith(own)), "")
+    if column in ("precision", "recall", "density", "coverage"):
         return protocol.get("FID", "")
     return protocol.get(data, data)  # the images
 
