@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from benchmarks.extractors.streets import Features, Segmenter
 from callbacks import TranslationFID, TranslationGrid, TranslationScores
+from datamodules import Cityscapes, PairedFolder
 from lit_generative.checkpoints.load import data_config, find_class, load_model, read_checkpoint
 from lit_generative.images import from_uint8
 
@@ -48,7 +49,13 @@ def main():
     config = data_config(read_checkpoint(args.checkpoints[0]))
     cls, given = find_class(config["class_path"], LightningDataModule), config["init_args"]
     learned = cls(**given | {"load_size": given["image_size"]})
-    tested = cls(**given | {"data_dir": args.data_dir, "batch_size": 20, "val_size": 1})
+    if cls is PairedFolder:  # of photos and colours side by side
+        direction = {"a_to_b": "photo_to_labels", "b_to_a": "labels_to_photo"}[given["direction"]]
+        tested = Cityscapes(
+            args.data_dir, image_size=given["image_size"], direction=direction, batch_size=20, val_size=1
+        )
+    else:
+        tested = cls(**given | {"data_dir": args.data_dir, "batch_size": 20, "val_size": 1})
     mean = from_uint8(learned.stored("train")[0]).mean(0)
     models = {"mean image": MeanImage(mean)}
     models |= {str(path.parents[1].parent.name): load_model(path) for path in args.checkpoints}
