@@ -1,18 +1,17 @@
 """What measures of memorisation say when a known share of samples are copies of training images.
 
-    python benchmarks/memorization.py [--data FashionMNIST] [--data_dir FOLDER]
+    python benchmarks/memorization.py --data FashionMNIST [--data_dir FOLDER]
 
 Samples are half of the test images, of which 0, 1, 10 and 100 % are replaced by training images; distances are
 compared with those of the other half, in the features of the data set's LeNet.
 """
 
 import argparse
-import re
 
 import torch
 
 import datamodules
-from lit_generative.metrics.feature_extractors import load_extractor
+from lit_generative.metrics.feature_extractors import extractor_name, load_extractor
 from lit_generative.metrics.frechet import Gaussian, frechet_distance
 from lit_generative.metrics.memorization import authentic_share, data_copying
 
@@ -26,7 +25,7 @@ def main():
         print("nothing to measure: give --data")
         return
     data = getattr(datamodules, args.data)(**({"data_dir": args.data_dir} if args.data_dir else {}))
-    net = load_extractor("lenet_" + re.sub("(?<=[a-z])(?=[A-Z])", "_", args.data).lower())
+    net = load_extractor(extractor_name(args.data))
     train, test = (
         torch.cat([net(batch) for batch in data.convert(data.stored(split)[0]).split(1000)])
         for split in ("train", "test")

@@ -2,9 +2,9 @@
 
     python benchmarks/translations.py CHECKPOINT... --data_dir FOLDER --segmenter WEIGHTS.safetensors [--output DIR]
 
-All see the test pairs of ``FOLDER`` (as the data of the first checkpoint, such as `scenes/streets.py` draws). Labels of
-photos are those that `extractors/streets.py` finds, the Fréchet distance is over its features. Prints one table, writes
-it as ``translations.md``.
+All see the test pairs of ``FOLDER``, in the layout ``pairs`` of `scenes/streets.py` or as Cityscapes has them. Labels
+of photos are those that `extractors/streets.py` finds, the Fréchet distance is over its features. Prints one table,
+writes it as ``translations.md``.
 """
 
 import argparse
@@ -14,12 +14,14 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from benchmarks.extractors.streets import Features, Segmenter
 from callbacks import TranslationFID, TranslationGrid, TranslationScores
-from datamodules import Cityscapes, PairedFolder
+from datamodules import Cityscapes
 from lit_generative.checkpoints.load import data_config, find_class, load_model, read_checkpoint
 from lit_generative.images import from_uint8
 
 COLUMNS = {"l1": ".4f", "psnr": ".2f", "ssim": ".3f", "fid_translations_streets": ".2f"}
 COLUMNS |= {"pixel_accuracy": ".3f", "class_accuracy": ".3f", "class_iou": ".3f"}
+# of folders whose side a has the photos, as scenes/streets.py draws them
+DIRECTIONS = {"a_to_b": "photo_to_labels", "b_to_a": "labels_to_photo"}
 
 
 class MeanImage(LightningModule):
@@ -49,13 +51,8 @@ def main():
     config = data_config(read_checkpoint(args.checkpoints[0]))
     cls, given = find_class(config["class_path"], LightningDataModule), config["init_args"]
     learned = cls(**given | {"load_size": given["image_size"]})
-    if cls is PairedFolder:  # of photos and colours side by side
-        direction = {"a_to_b": "photo_to_labels", "b_to_a": "labels_to_photo"}[given["direction"]]
-        tested = Cityscapes(
-            args.data_dir, image_size=given["image_size"], direction=direction, batch_size=20, val_size=1
-        )
-    else:
-        tested = cls(**given | {"data_dir": args.data_dir, "batch_size": 20, "val_size": 1})
+    direction = DIRECTIONS.get(given["direction"], given["direction"])
+    tested = Cityscapes(args.data_dir, image_size=given["image_size"], direction=direction, batch_size=20, val_size=1)
     mean = from_uint8(learned.stored("train")[0]).mean(0)
     models = {"mean image": MeanImage(mean)}
     models |= {str(path.parents[1].parent.name): load_model(path) for path in args.checkpoints}

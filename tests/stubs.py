@@ -5,6 +5,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
+from lit_generative.images import from_uint8
+
 
 class Stub(LightningModule):
     def __init__(self):
@@ -51,6 +53,17 @@ class Random(Density):
 
     def log_prob(self, x, c=None):
         return super().log_prob(x) - torch.rand(len(x))
+
+
+class Copier(Sampler):
+    """Draws from the images themselves."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.images = images
+
+    def sample(self, n, c=None):
+        return from_uint8(self.images[torch.randint(len(self.images), (n,))])
 
 
 class Quarters(nn.Module):

@@ -9,24 +9,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
-from stubs import Quarters, Sampler, Stub, trainer
+from stubs import Copier, Quarters, Sampler, Stub, trainer
 
 from callbacks import FID
 from datamodules import FashionMNIST
 from lit_generative.images import from_uint8
 from lit_generative.metrics.frechet import Gaussian, frechet_distance
 from lit_generative.metrics.two_sample import TwoSampleMetric
-
-
-class Copier(Sampler):
-    """Draws from the images themselves."""
-
-    def __init__(self, images):
-        super().__init__()
-        self.images = images
-
-    def sample(self, n, c=None):
-        return from_uint8(self.images[torch.randint(len(self.images), (n,))])
 
 
 class Shifting(Sampler):

@@ -1,5 +1,7 @@
 """Every argument of every model, data module, callback and metric says what it is for."""
 
+import inspect
+
 import pytest
 from jsonargparse import ArgumentParser
 
@@ -22,3 +24,13 @@ def test_every_argument_has_help(cls):
     assert [action.dest for action in arguments if not (action.help or "").strip()] == []
     if "__init__" in vars(cls) and cls.__init__.__code__.co_argcount > 1:
         assert arguments
+
+
+SEEDED = [c for c in CLASSES if any("seed" in inspect.signature(parent).parameters for parent in c.__mro__[:-1])]
+
+
+@pytest.mark.parametrize("cls", SEEDED, ids=lambda cls: cls.__name__)
+def test_the_arguments_of_parents_can_be_given_too(cls):
+    parser = ArgumentParser()
+    parser.add_class_arguments(cls, "of")
+    assert "of.seed" in {action.dest for action in parser._actions}

@@ -1,14 +1,14 @@
 """Measures of memorisation: what planted copies do to them, and what the callback logs."""
 
+import math
+
 import pytest
 import torch
 from scipy.stats import mannwhitneyu
-from stubs import Quarters, Sampler, trainer
+from stubs import Copier, Quarters, Sampler, trainer
 
 from callbacks import Memorization
 from datamodules import FashionMNIST
-from lit_generative.errors import UserError
-from lit_generative.images import from_uint8
 from lit_generative.metrics.memorization import authentic_share, data_copying, nearest, rank_sum_score
 
 
@@ -64,27 +64,34 @@ def test_cells_with_too_few_images_do_not_count(drawn):
     assert torch.isnan(torch.tensor(data_copying(fresh, test, train, least=1001)))
 
 
-class Copier(Sampler):
-    """Draws from the images themselves."""
-
-    def __init__(self, images):
-        super().__init__()
-        self.images = images
-
-    def sample(self, n, c=None):
-        return from_uint8(self.images[torch.randint(len(self.images), (n,))])
-
-
 def test_a_model_that_copies_is_found_out(data_dir, tmp_path):
     data = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=32)
     callback = Memorization(Quarters(), num_samples=100, cells=1, cache_dir=str(tmp_path / "cache"))
     model = Copier(data.convert(data.stored("train")[0]))
     results = trainer(tmp_path, callbacks=[callback], logger=False).test(model, datamodule=data, verbose=False)[0]
     assert results["test/authentic"] == 0 and results["test/data_copying"] < -3
-    assert {name for name in results if "fid" in name} == {f"test/fid_gap_{callback.name}"}
+    own = {"test/authentic", "test/data_copying", f"test/train_test_gap_{callback.name}"}
+    assert {name for name in results if "nll" not in name} == own  # and no distance, which is of `FID`
     assert "C_T in 1 clusters" in callback.describe_test() and "test images" in callback.describe_test()
 
 
-def test_both_splits_are_compared():
-    with pytest.raises(UserError, match="remove reference"):
-        Memorization(reference="test")
+class Broken(Sampler):
+    """Its images are NaN."""
+
+    def sample(self, n, c=None):
+        return torch.full((n, 1, 28, 28), torch.nan)
+
+
+def test_samples_that_are_not_finite_have_no_numbers(data_dir, tmp_path):
+    data = FashionMNIST(data_dir=str(data_dir), batch_size=16, val_size=32)
+    callback = Memorization(Quarters(), num_samples=100, cells=1, cache_dir=str(tmp_path / "cache"))
+    run = trainer(tmp_path, callbacks=[callback], logger=False)
+    with pytest.warns(UserWarning, match="100 samples have NaN or infinite values: no authentic, data_copying"):
+        results = run.test(Broken(), datamodule=data, verbose=False)[0]
+    assert [math.isnan(value) for name, value in results.items() if "nll" not in name] == [True] * 3
+
+
+@pytest.mark.parametrize("fixed", ["reference", "every_n_epochs", "neighbours", "metrics"])
+def test_what_it_decides_itself_cannot_be_given(fixed):
+    with pytest.raises(TypeError, match=fixed):
+        Memorization(**{fixed: 1})

@@ -171,14 +171,20 @@ class FeatureMetrics(EvaluationCallback):
             return
         fake, self._fake = self._fake.compute(), None
         broken = int(trainer.strategy.reduce(torch.tensor(self._broken, device=pl_module.device), reduce_op="sum"))
-        metrics = dict.fromkeys(self.logged, math.nan) | {f"fid_{self.metric}": math.inf}  # also if monitored
+        metrics = self.worst()
         if broken:
-            rank_zero_warn(f"{broken} {self.noun} have NaN or infinite values: fid_{self.metric} counts as infinite")
+            infinite = ", ".join(name for name, value in metrics.items() if value == math.inf)
+            counts = f"{infinite} counts as infinite" if infinite else f"no {', '.join(metrics)}"
+            rank_zero_warn(f"{broken} {self.noun} have NaN or infinite values: {counts}")
         elif trainer.is_global_zero:
             metrics = self._measure(fake, everything=stage == "test")
         if trainer.is_global_zero:
             self._describe(fake, everything=stage == "test")
         self.log_numbers(pl_module, stage, trainer.strategy.broadcast(metrics) | self.further_numbers(stage))
+
+    def worst(self) -> dict[str, float]:
+        """The numbers where an image has NaN or infinite values, with all names that may be monitored."""
+        return dict.fromkeys(self.logged, math.nan) | {f"fid_{self.metric}": math.inf}
 
     def further_numbers(self, stage: str) -> dict[str, float]:
         """Numbers of a subclass beside its metrics."""

@@ -1,6 +1,5 @@
 """Features of images, and those of real images, which are cached on disk."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lit_generative.errors import UserError
-from lit_generative.metrics.feature_extractors import exact_float32, fingerprint, load_extractor, shipped
+from lit_generative.metrics.feature_extractors import exact_float32, extractor_name, fingerprint, load_extractor
 from lit_generative.metrics.frechet import Features, Gaussian
 from lit_generative.metrics.reference_statistics import (
     content_hash,
@@ -100,9 +99,7 @@ def extractor_of(trainer: Trainer, data: Any, extractor: nn.Module | str, weight
         return extractor.eval().requires_grad_(False)
     name, net = extractor, None
     if name == "auto":
-        known = data.name if isinstance(data, HasImages) else ""
-        own = "lenet_" + re.sub("(?<=[a-z])(?=[A-Z])", "_", known).lower()
-        name = own if own in shipped() else "inception"
+        name = extractor_name(data.name if isinstance(data, HasImages) else "")
     with forked_rng(0):  # random weights are drawn before those of the file are read
         try:
             if trainer.local_rank == 0:

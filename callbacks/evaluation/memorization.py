@@ -1,5 +1,6 @@
 """Whether a model's samples are copies of its training images."""
 
+import math
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
@@ -8,7 +9,7 @@ from torch import nn
 from callbacks.base import datamodule_of
 from callbacks.evaluation._reference import FeatureCollector, reference_statistics
 from callbacks.evaluation.fid import FID
-from lit_generative.errors import UserError, require_at_least
+from lit_generative.errors import require_at_least
 from lit_generative.metrics.frechet import Gaussian, frechet_distance
 from lit_generative.metrics.memorization import authentic_share, data_copying
 
@@ -17,26 +18,26 @@ class Memorization(FID):
     """Log in test how near samples are to training images, measured by how near test images are.
 
     ``authentic`` is the share of samples that are no copies (`authentic_share`) and ``data_copying`` C_T
-    (`metrics.memorization.data_copying`, negative for copies). ``fid_gap_<extractor>`` is the Fréchet distance to the
-    test images less that to as many training images; it is near 0 unless samples are nearer to those trained on.
+    (`metrics.memorization.data_copying`, negative for copies). ``train_test_gap_<extractor>`` is the Fréchet distance
+    to the test images less that to as many training images; it compares distributions, and sees no copies of images
+    that are spread over the whole training set. If a sample has NaN or infinite values, there are no numbers.
 
-    All features of both splits are kept in memory: 0.5 GB for 60,000 images and ``inception``.
+    All features of both splits are kept in memory and in the cache: 0.5 GB for 60,000 images and ``inception``.
 
     Args:
+        extractor: Features, as of `FID`.
         num_samples: Samples drawn.
         cells: Clusters of training images, in which distances are compared.
         rest: Arguments of `FID`.
     """
 
     subject: ClassVar[str] = "memorization_"
-    numbers: ClassVar = {"authentic": ".3f", "data_copying": ".1f", "fid_gap_{}": ".2f"}
+    numbers: ClassVar = {"authentic": ".3f", "data_copying": ".1f", "train_test_gap_{}": ".2f"}
 
     def __init__(
         self, extractor: nn.Module | str = "auto", num_samples: int = 5_000, cells: int = 10, **rest: Any
     ) -> None:
-        if rest.get("reference", "train") != "train":
-            raise UserError("Memorization compares with train and test images: remove reference")
-        super().__init__(extractor, num_samples, **rest | {"every_n_epochs": 0, "neighbours": 0})
+        super().__init__(extractor, num_samples, every_n_epochs=0, reference="train", neighbours=0, metrics=(), **rest)
         require_at_least(self, 1, cells=cells)
         self.cells, self.metrics = cells, ()
         self._splits: dict[str, Gaussian | None] = {}
@@ -59,14 +60,17 @@ class Memorization(FID):
         assert self.net is not None
         return FeatureCollector(self.net, self.dims, self.num_samples, pl_module.device)
 
+    def worst(self) -> dict[str, float]:
+        return dict.fromkeys(self.reported, math.nan)
+
     def _measure(self, fake: Gaussian, everything: bool) -> dict[str, float]:
         train, test = self._splits["train"], self._splits["test"]
         assert train is not None and test is not None
-        same = Gaussian.of(train.rows[: len(test.rows)])  # rows are in random order
+        of_train, of_test = (Gaussian.of(s.rows[: min(train.n, test.n)]) for s in (train, test))  # in random order
         return {
             "authentic": authentic_share(fake.rows, train.rows),
             "data_copying": data_copying(fake.rows, test.rows, train.rows, self.cells, seed=self.seed),
-            f"fid_gap_{self.name}": frechet_distance(test, fake) - frechet_distance(same, fake),
+            f"train_test_gap_{self.name}": frechet_distance(of_test, fake) - frechet_distance(of_train, fake),
         }
 
     def _describe(self, fake: Gaussian, everything: bool) -> None:

@@ -5,6 +5,7 @@ class), which is part of the metrics' names, and ``preparation``, which says how
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -123,6 +124,12 @@ def _download_inception() -> Path:
 def shipped() -> list[str]:
     """Names of the extractors that come with the package."""
     return sorted(path.stem for path in ASSETS.glob("*.safetensors"))
+
+
+def extractor_name(data: str) -> str:
+    """The extractor of a data set of that name: its own if the package has one, else ``inception``."""
+    own = "lenet_" + re.sub("(?<=[a-z])(?=[A-Z])", "_", data).lower()
+    return own if own in shipped() else "inception"
 
 
 def load_extractor(name: str, weights_path: str | None = None) -> nn.Module:

@@ -17,7 +17,8 @@ from lit_generative.report.runs import Run
 
 # columns of which less is better, by their beginnings; of others more is, but for those of `NEITHER`
 LESS = ("fid", "kid", "NLL", "bits/dim", "l1", "lpips", "training, min", "bayes_cross_entropy")
-NEITHER = ("model", "data", "parameters", "likelihood", "data_copying", "fid_gap")
+FACTS = ("model", "data", "parameters", "likelihood")
+NEITHER = (*FACTS, "data_copying", "train_test_gap")
 SAMPLES, RECONSTRUCTIONS = "samples", "reconstructions"
 SHOWN = 2  # times the size of their pixels that pictures of samples are shown at
 
@@ -78,13 +79,13 @@ def basis(run: Run, column: str) -> str:
     """What of a run's protocol its number in a column depends on; numbers of equal ones can be compared."""
     protocol: dict[str, str] = run.results["protocol"]
     data = run.results["row"].get("data", "")
-    if column in ("model", "data", "parameters", "likelihood", "training, min", "samples/s"):
+    if column in (*FACTS, "training, min", "samples/s"):
         return ""
     if column.startswith("OOD"):
         return protocol.get("OODScores", "")
     if column.startswith("bayes"):
         return protocol.get("BayesClassifier", "")
-    if column.startswith(("fid_gap", "authentic", "data_copying")):
+    if column.startswith(("authentic", "data_copying", "train_test_gap")):
         return protocol.get("Memorization", "")
     if column.startswith(("fid_", "kid_")):  # there may be several, each of its own features and images
         own = f"fid_{column[4:]}:"
